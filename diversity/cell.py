@@ -1,0 +1,185 @@
+"""A cell names a dataset: strategy, size, level, subset seed, control. The grid is expanded, and what makes no sense refused, here."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from diversity.config import Config, ConfigError, near_matches
+
+SIDES = ("instruction", "response")
+GRANULARITIES = ("macro", "meso", "micro")
+TYPINGS = tuple(f"{side}-{granularity}" for side in SIDES for granularity in GRANULARITIES)
+CONTROLS = ("none", "length-window", "length-quota", "source-quota", "tokens")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a dataset is asked to be.
+
+    Attributes:
+        strategy: how samples are chosen, e.g. `response-micro`, `response-micro@word`, `random`.
+        size: how many samples, exactly.
+        level: nominal diversity as an exact fraction in [0, 1]; None where the strategy has no dial.
+        subset_seed: seed of every random order in the choice.
+        control: what is held fixed beside the size.
+    """
+
+    strategy: str
+    size: int
+    level: Fraction | None
+    subset_seed: int = 0
+    control: str = "none"
+
+    @property
+    def name(self) -> str:
+        """Return `<strategy>_n<size>[_l<3-digit label>]_s<subset_seed>[_<control>]`; the label is floor(100 level)."""
+        level = "" if self.level is None else f"_l{100 * self.level.numerator // self.level.denominator:03d}"
+        control = "" if self.control == "none" else f"_{self.control}"
+        return f"{self.strategy}_n{self.size}{level}_s{self.subset_seed}{control}"
+
+    @property
+    def typing(self) -> str | None:
+        """Return the typing that the strategy dials, or None where it is not one of the typed strategies."""
+        return self.strategy if is_typing(self.strategy) else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the cell as a manifest holds it; the level is a number or null."""
+        level = None if self.level is None else float(self.level)
+        return {
+            "strategy": self.strategy,
+            "size": self.size,
+            "level": level,
+            "subset_seed": self.subset_seed,
+            "control": self.control,
+        }
+
+
+def is_typing(name: str) -> bool:
+    """Return whether a name is a typing: one of the six, or a micro one with `@unit`."""
+    base, at, unit = name.partition("@")
+    return base in TYPINGS and (not at or (base.endswith("-micro") and bool(unit)))
+
+
+def typing_parts(name: str) -> tuple[str, str, str]:
+    """Return (side, granularity, unit) of a typing; unit is "" for the default one.
+
+    Raises:
+        ConfigError: it is no typing.
+    """
+    if not is_typing(name):
+        raise ConfigError(f"unknown typing {name!r}{near_matches(name, TYPINGS)}")
+    base, _, unit = name.partition("@")
+    side, _, granularity = base.partition("-")
+    return side, granularity, unit
+
+
+class GridConfig(Config):
+    """Which cells there are: every strategy at every size, level, subset seed and control.
+
+    `train` holds patterns (`fnmatch`) of the names of the cells that are fine-tuned; null means all of them.
+    """
+
+    strategies: list[str] = Field(default=[*TYPINGS, "random"], min_length=1)
+    sizes: list[int] = Field(default=[10000], min_length=1)
+    levels: int | list[Fraction] = 7
+    subset_seeds: list[int] = Field(default=[0], min_length=1)
+    controls: list[str] = Field(default=["none"], min_length=1)
+    random_quota_from: str = "response-micro"
+    train: list[str] | None = None
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, sizes: list[int]) -> list[int]:
+        if bad := [size for size in sizes if size < 1]:
+            raise ValueError(f"a size is at least 1, not {bad[0]}")
+        return sizes
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _exact(cls, levels: Any) -> Any:
+        """Read 0.5, '1/3' or 1 as exact fractions: a float as its shortest decimal, as the person wrote it."""
+        if isinstance(levels, list):
+            return [Fraction(str(level)) for level in levels]
+        return levels
+
+    @field_validator("levels")
+    @classmethod
+    def _in_range(cls, levels: int | list[Fraction]) -> int | list[Fraction]:
+        if isinstance(levels, int):
+            if levels < 2:
+                raise ValueError("an integer number of levels is at least 2; for a single level give a list, e.g. [1]")
+        elif not levels or any(not 0 <= level <= 1 for level in levels):
+            raise ValueError("a list of levels holds fractions from 0 to 1")
+        return levels
+
+    @field_validator("controls")
+    @classmethod
+    def _known(cls, controls: list[str]) -> list[str]:
+        for control in controls:
+            if control not in CONTROLS:
+                raise ValueError(f"unknown control {control!r}{near_matches(control, CONTROLS)}")
+        return controls
+
+    @property
+    def fractions(self) -> list[Fraction]:
+        """Return the levels as exact fractions; L levels are j/(L-1), j = 0..L-1."""
+        if isinstance(self.levels, int):
+            return [Fraction(j, self.levels - 1) for j in range(self.levels)]
+        return list(self.levels)
+
+
+def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
+    """Return every cell of the grid in the order of the configuration.
+
+    Args:
+        grid: the axes.
+        has_level: for every strategy that is no typing, whether it has a dial; typed strategies always have one.
+
+    Raises:
+        ConfigError: an unknown strategy, a combination without meaning, or two cells of one name.
+    """
+    cells = []
+    for strategy, size in itertools.product(grid.strategies, grid.sizes):
+        if not is_typing(strategy) and strategy not in has_level:
+            raise ConfigError(f"grid.strategies: unknown strategy {strategy!r}{near_matches(strategy, [*TYPINGS, *has_level])}")
+        levels = grid.fractions if is_typing(strategy) or has_level[strategy] else [None]
+        for level, seed, control in itertools.product(levels, grid.subset_seeds, grid.controls):
+            cells.append(Cell(strategy, size, level, seed, control))
+    for cell in cells:
+        refuse_senseless(cell)
+    by_name: dict[str, Cell] = {}
+    for cell in cells:
+        if (other := by_name.setdefault(cell.name, cell)) is not cell:
+            raise ConfigError(f"two cells are named {cell.name}: levels {other.level} and {cell.level}")
+    return cells
+
+
+def trained(cells: list[Cell], patterns: list[str] | None) -> list[Cell]:
+    """Return the cells that are fine-tuned, in their order.
+
+    Raises:
+        ConfigError: a pattern names no cell.
+    """
+    if patterns is None:
+        return cells
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+            raise ConfigError(f"grid.train: {pattern!r} names no cell{near_matches(pattern, [cell.name for cell in cells])}")
+    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
+
+
+def refuse_senseless(cell: Cell) -> None:
+    """Refuse what can't mean anything, before any work is done.
+
+    Raises:
+        ConfigError: the control contradicts the strategy.
+    """
+    if cell.strategy == "longest" and cell.control in ("length-quota", "tokens"):
+        raise ConfigError(f"{cell.name}: strategy longest with control {cell.control} has no meaning")

@@ -1,0 +1,203 @@
+"""One experiment's configuration: read from YAML and dotted overrides, every relative path resolved where the person stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from diversity.cell import TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
+from diversity.config import Config, ConfigError, near_matches, parse
+from diversity.embedders import EmbedderConfig
+from diversity.samples import CorpusConfig
+from diversity.strategies import DIALLED, SelectionConfig
+from diversity.taggers import TaggerConfig
+from diversity.tokens import BandConfig
+from diversity.topics import TopicsConfig
+from ray_jobs.report import ReportConfig
+from training.config import SftConfig
+from training.evaluators import EvaluationConfig
+
+STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "analyze")
+
+
+class ProfileConfig(Config):
+    """How samples get their types. Coverage of every dataset is measured on `typings`."""
+
+    embedder: EmbedderConfig = EmbedderConfig()
+    topics: TopicsConfig = TopicsConfig()
+    tagger: TaggerConfig = TaggerConfig()
+    band: BandConfig = BandConfig()
+    typings: list[str] = list(TYPINGS)
+
+    @field_validator("typings")
+    @classmethod
+    def _known(cls, typings: list[str]) -> list[str]:
+        for typing in typings:
+            typing_parts(typing)
+        return typings
+
+
+class ResourcesConfig(Config):
+    """What is asked of the machine or cluster. None of it changes the content of corpus, profile or datasets.
+
+    Attributes:
+        address: a Ray cluster; None is RAY_ADDRESS where that is set, else a Ray of this process's own.
+        num_cpus: cores of the process's own Ray; None takes all.
+        data_workers: parallel tasks or actors of a data pass; None takes what the cluster has.
+        use_gpu: whether training ranks and transformer embedders ask for a GPU; None means where the cluster has one.
+        cpus_per_rank: cores of a training rank.
+        driver_cpus: the share of a core that a trial's driver holds; above 0.
+        driver_resource: whether drivers also ask for the custom resource `driver` (head or on-demand nodes of cluster.yaml).
+        max_cpus: cores of the cluster at its full autoscaled size; None reads what it has now.
+        max_gpus: GPUs of the cluster at its full autoscaled size; None reads what it has now.
+        wait_s: seconds to wait for resources before giving up with exit code 3.
+        shared_storage: says that a local storage path is the same folder on every node; a probe file proves it.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = Field(default=None, ge=1)
+    data_workers: int | None = Field(default=None, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_rank: float = Field(default=1, gt=0)
+    driver_cpus: float = Field(default=0.1, gt=0)
+    driver_resource: bool = False
+    max_cpus: float | None = Field(default=None, gt=0)
+    max_gpus: float | None = Field(default=None, gt=0)
+    wait_s: float = Field(default=600, ge=0)
+    shared_storage: bool = False
+
+
+class Experiment(Config):
+    """Everything that a person can say about an experiment."""
+
+    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: str = "runs"
+    stages: list[str] = list(STAGES)
+    corpus: CorpusConfig
+    model: str = "builtin:smollm2-135m"
+    profile: ProfileConfig = ProfileConfig()
+    selection: SelectionConfig = SelectionConfig()
+    grid: GridConfig = GridConfig()
+    sft: SftConfig = SftConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    report: ReportConfig = ReportConfig()
+
+    @field_validator("stages")
+    @classmethod
+    def _known(cls, stages: list[str]) -> list[str]:
+        for stage in stages:
+            if stage not in STAGES:
+                raise ValueError(f"unknown stage {stage!r}{near_matches(stage, STAGES)}")
+        return stages
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if "heldout" in self.stages and self.evaluation.heldout is None:
+            raise ValueError("evaluation.heldout is null, so leave the stage heldout out of stages")
+        trained(expand(self.grid, DIALLED), self.grid.train)
+        return self
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Return the grid's cells in the order of the configuration."""
+        return expand(self.grid, DIALLED)
+
+    @property
+    def trained_cells(self) -> list[Cell]:
+        """Return the cells that `grid.train` picks for fine-tuning."""
+        return trained(self.cells, self.grid.train)
+
+    @property
+    def typings(self) -> list[str]:
+        """Return every typing that coverage is measured on or that a strategy of the grid dials, each once."""
+        dialled = [strategy for strategy in self.grid.strategies if is_typing(strategy)]
+        return list(dict.fromkeys([*self.profile.typings, *dialled]))
+
+
+def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -> Experiment:
+    """Return the experiment of a YAML file with `dotted.key=value` overrides applied, values read as YAML.
+
+    Args:
+        path: the YAML file.
+        overrides: e.g. `["grid.sizes=[1000]", "model=builtin:smollm2-135m"]`.
+        inside_job: whether this is a Ray job's entrypoint, whose working folder is a private copy: a relative path means nothing there.
+
+    Raises:
+        ConfigError: anything that can't be used, in one line.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
+    for override in overrides:
+        _override(values, override)
+    return parse(Experiment, resolve_paths(values, inside_job=inside_job))
+
+
+def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, Any]:
+    """Return the values with storage, corpus, held-out and model paths made absolute.
+
+    Raises:
+        ConfigError: a path is relative inside a Ray job; the message shows the absolute form to give.
+    """
+    resolved = dict(values)
+    resolved["storage"] = _absolute("storage", resolved.get("storage", "runs"), inside_job)
+    resolved["corpus"] = _with_paths("corpus", resolved.get("corpus"), inside_job)
+    evaluation = resolved.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("heldout"), dict):
+        heldout = dict(evaluation["heldout"])
+        heldout["out"] = _with_paths("evaluation.heldout.out", heldout.get("out"), inside_job)
+        resolved["evaluation"] = {**evaluation, "heldout": heldout}
+    model = resolved.get("model")
+    if isinstance(model, str) and (model.startswith((".", "~")) or Path(model).is_dir()):
+        resolved["model"] = _absolute("model", model, inside_job)
+    return resolved
+
+
+def _with_paths(field: str, section: Any, inside_job: bool) -> Any:
+    if not isinstance(section, dict) or not isinstance(section.get("paths"), list):
+        return section
+    return {**section, "paths": [_absolute(f"{field}.paths", path, inside_job) for path in section["paths"]]}
+
+
+def _absolute(field: str, path: Any, inside_job: bool) -> Any:
+    """Return a local path in absolute form; URIs and `builtin:` names stay as they are."""
+    if not isinstance(path, str) or "://" in path or path.startswith("builtin:"):
+        return path
+    path = os.path.expanduser(path)
+    if os.path.isabs(path):
+        return path
+    if inside_job:
+        raise ConfigError(
+            f"{field}: {path!r} is relative, and a Ray job's working folder is a private copy: submit it as "
+            f"{field}=$PWD/{path} (absolute where you stand)"
+        )
+    return os.path.abspath(path)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no override: give key=value, e.g. grid.sizes=[1000]")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: {text!r} is no YAML value") from None
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        if not isinstance(node.setdefault(parent, {}), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = value

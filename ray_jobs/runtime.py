@@ -1,0 +1,252 @@
+"""What every job shares: the command line, logging, the connection to Ray, the experiment's index, and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from diversity.artifact import Artifact, ArtifactError, Storage
+from diversity.config import ConfigError, UserError, load
+from ray_jobs.experiment import Experiment, load_experiment
+
+logger = logging.getLogger(__name__)
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
+PACKAGES = ("diversity", "training", "ray_jobs")
+
+
+class ResourcesNotAvailable(UserError):
+    """What was asked for did not come within `resources.wait_s`."""
+
+    exit_code = 3
+
+
+def cache_folder() -> Path:
+    """Return the node-local folder for what can be made again: `SFT_DIVERSITY_CACHE`, else `~/.cache/sft-diversity`."""
+    return Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
+
+
+def inside_job() -> bool:
+    """Return whether this process is the entrypoint of a submitted Ray job."""
+    return JOB_VARIABLE in os.environ
+
+
+def configure_process() -> None:
+    """Set up logging, and where numba keeps compiled code; runs in the driver and, as a set-up hook, in every Ray worker."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"sft-diversity-numba-{os.getuid()}"))
+
+
+class Index:
+    """`<storage>/experiments/<name>/index.json`: where an experiment's artifacts lie. Every stage adds its keys when it seals."""
+
+    def __init__(self, storage: Storage, experiment: str) -> None:
+        self.storage = storage
+        self.experiment = experiment
+        self.path = f"experiments/{experiment}/index.json"
+
+    def read(self) -> dict[str, Any]:
+        """Return `{kind: path}` and `{kind: {key: path}}`, paths relative to the storage; empty before the first seal."""
+        if not self.storage.exists(self.path):
+            return {}
+        return json.loads(self.storage.read_bytes(self.path))["artifacts"]
+
+    def get(self, kind: str, key: str | None = None) -> Artifact:
+        """Return an artifact by its entry.
+
+        Raises:
+            ArtifactError: there is no such entry.
+        """
+        entry: Any = self.read().get(kind)
+        if key is not None and isinstance(entry, dict):
+            entry = entry.get(key)
+        if not isinstance(entry, str):
+            raise ArtifactError(f"{self.storage.uri}/{self.path} has no {kind}{f' of {key}' if key else ''}")
+        return self.storage.at(entry)
+
+    def add(self, kind: str, key: str | None, artifact: Artifact) -> None:
+        """Enter a sealed artifact."""
+        self.add_many(kind, {key: artifact})
+
+    def add_many(self, kind: str, artifacts: dict[Any, Artifact]) -> None:
+        """Enter sealed artifacts of one kind, in one write; the key None enters the path itself."""
+        entries = self.read()
+        for key, artifact in artifacts.items():
+            if key is None:
+                entries[kind] = artifact.path
+            else:
+                entries.setdefault(kind, {})[key] = artifact.path
+        content = {"experiment": self.experiment, "artifacts": entries}
+        self.storage.write_bytes(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+@dataclass
+class Context:
+    """What a stage gets: the experiment, its storage and index, and Ray when it asks for it."""
+
+    experiment: Experiment
+    config_path: Path
+    _connected: bool = field(default=False, repr=False)
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Return the experiment's storage."""
+        return Storage(self.experiment.storage)
+
+    @cached_property
+    def index(self) -> Index:
+        """Return the experiment's index."""
+        return Index(self.storage, self.experiment.experiment)
+
+    def connect(self) -> None:
+        """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own."""
+        if self._connected or ray.is_initialized():
+            return
+        resources = self.experiment.resources
+        address = resources.address or os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": resources.num_cpus}
+        if not address:
+            options["include_dashboard"] = False
+        logger.info("connecting to %s", address or "a Ray of this process's own")
+        ray.init(
+            **options,
+            logging_level=logging.WARNING,
+            runtime_env={"worker_process_setup_hook": "ray_jobs.runtime.configure_process"},
+        )
+        self._connected = True
+        configure_ray_data()
+        self._check_shared_storage()
+
+    def command(self, stage: str) -> str:
+        """Return the command line that runs a stage of this experiment."""
+        return f"python -m ray_jobs.{stage} {self.config_path}"
+
+    def require(self, artifact: Artifact, stage: str) -> Artifact:
+        """Return a parent artifact that is sealed.
+
+        Raises:
+            ArtifactError: it isn't; the message says which command makes it.
+        """
+        if not artifact.sealed:
+            raise ArtifactError(f"{artifact.uri} is not sealed; make it with: {self.command(stage)}")
+        return artifact
+
+    def _check_shared_storage(self) -> None:
+        """Prove by a probe file that a local storage path is one folder on every node.
+
+        Raises:
+            ConfigError: it isn't, or `resources.shared_storage` doesn't say so.
+        """
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        if len(nodes) < 2 or "://" in self.storage.uri:
+            return
+        if not self.experiment.resources.shared_storage:
+            raise ConfigError(
+                f"storage {self.storage.uri!r} is a local path and the cluster has {len(nodes)} nodes: "
+                "give an object store's URI, or resources.shared_storage=true if every node mounts that folder"
+            )
+        probe = f".probe-{os.getpid()}"
+        self.storage.write_bytes(probe, b"")
+        sees = ray.remote(num_cpus=0)(_sees)
+        try:
+            for node in nodes:
+                strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+                if not ray.get(sees.options(scheduling_strategy=strategy).remote(self.storage, probe)):
+                    raise ConfigError(f"node {node} does not see {self.storage.uri}: it is not shared storage")
+        finally:
+            filesystem, root = self.storage.filesystem()
+            filesystem.delete_file(f"{root}/{probe}")
+
+
+def configure_ray_data() -> None:
+    """Make Ray Data quiet where no person watches, and keep its order and errors strict."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.execution_options.preserve_order = True
+    context.print_on_execution_start = False
+
+
+def _sees(storage: Storage, path: str) -> bool:
+    return storage.exists(path)
+
+
+def arguments(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line of a stage."""
+    parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{stage}", description=f"Run {stage} of an experiment.")
+    parser.add_argument("config", type=Path, help="the experiment's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys with YAML values, e.g. grid.sizes=[1000]")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(stage: str, argv: list[str] | None = None) -> int:
+    """Run one stage, or the pipeline, from the command line and return its exit code: 0 only if all is sealed.
+
+    What a person can mend is told in one line; anything else is a fault of ours and keeps its traceback.
+    """
+    configure_process()
+    given = arguments(stage, argv)
+    try:
+        experiment = load_experiment(given.config, given.overrides, inside_job=inside_job())
+        context = Context(experiment, given.config)
+        if given.dry_run:
+            print_plan(context, [stage] if stage != "pipeline" else experiment.stages)
+            return 0
+        context.storage.check_writable()
+        run_stage(context, stage)
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        print(f"{stage}: {found}", file=sys.stderr)
+        return found.exit_code
+    return 0
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the user's error inside what was raised, looking through Ray's wrappers, or None."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        cause = getattr(following, "cause", None)
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(following, UserError) and not isinstance(following, ray.exceptions.RayError):
+            return following
+        following = cause if isinstance(cause, BaseException) else following.__cause__
+    return None
+
+
+def run_stage(context: Context, stage: str) -> None:
+    """Run a stage's `run` and say how long it took."""
+    run: Callable[[Context], None] = load(f"ray_jobs.{stage}:run")
+    started = time.perf_counter()
+    run(context)
+    logger.info("%s: done in %.0f s", stage, time.perf_counter() - started)
+
+
+def print_plan(context: Context, stages: list[str]) -> None:
+    """Print the resolved config, the cells, and each stage's own plan."""
+    experiment = context.experiment
+    print(yaml.safe_dump(experiment.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True))
+    print(f"{len(experiment.cells)} cells: {experiment.cells[0].name} … {experiment.cells[-1].name}")
+    for stage in stages:
+        print(f"\n{stage}")
+        for line in load(f"ray_jobs.{stage}:plan")(context):
+            print(f"  {line}")

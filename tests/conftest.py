@@ -1,0 +1,44 @@
+"""What the tests share: one local Ray for a session, the real tokenizer, and the real data where it is present."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real samples that stands beside a developer's checkout; it is no part of the project."""
+    if not (REAL_DATA / "corpus.parquet").exists():
+        pytest.skip("needs ../shared/data/corpus.parquet, which is not part of the project")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """Start one Ray of two cores for the whole session, as `Context.connect` would for a stage."""
+    import ray
+
+    from ray_jobs.runtime import configure_process, configure_ray_data
+
+    configure_process()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="WARNING",
+        runtime_env={"worker_process_setup_hook": "ray_jobs.runtime.configure_process"},
+    )
+    configure_ray_data()
+    yield
+    ray.shutdown()
