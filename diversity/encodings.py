@@ -15,10 +15,8 @@ import itertools
 import json
 import logging
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,7 +115,7 @@ class ExactEncoder:
 
     def _fast(self, text: str) -> np.ndarray | None:
         """Return the ids, or None where only Hugging Face knows them."""
-        if not text.isascii() and (_unassigned().search(text) or not self._is_normal(text)):
+        if not text.isascii() and (_has_unassigned(text) or not self._is_normal(text)):
             return None
         if self._added and self._added.search(text):
             return None
@@ -238,14 +236,6 @@ def label(content: bytes) -> str:
     return content.decode("utf-8", "backslashreplace")
 
 
-@cache
-def _unassigned() -> re.Pattern[str]:
-    """Return a pattern of the code points that this Python's Unicode has not assigned."""
-    ranges: list[list[int]] = []
-    for point in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(point)) == "Cn":
-            if ranges and ranges[-1][1] == point - 1:
-                ranges[-1][1] = point
-            else:
-                ranges.append([point, point])
-    return re.compile("[" + "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges) + "]")
+def _has_unassigned(text: str) -> bool:
+    """Return whether a code point is one that this Python's Unicode has not assigned."""
+    return any(unicodedata.category(char) == "Cn" for char in set(text))

@@ -12,7 +12,6 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import lzma
 import sys
 import zlib
@@ -26,24 +25,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from diversity.corpora.files import InputFile, ReadError, suffixes_of
+from diversity.json_rows import MAX_ROW_BYTES, Row, Unreadable, document_rows, is_unicode, parse_json
 from diversity.samples import KNOWN_COLUMNS, excerpt
 
-MAX_ROW_BYTES = 64 << 20
-CHUNK_CHARS = 1 << 20
 BATCH_ROWS = 2048
 SPLIT_BYTES = 64 << 20
 BOM = codecs.BOM_UTF8
-
-_decoder = json.JSONDecoder(strict=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A row that could not be decoded."""
-
-    reason: str
-    excerpt: str
-
 
 @dataclass(frozen=True)
 class Span:
@@ -57,7 +44,6 @@ class Span:
     first_row: int = 0
 
 
-Row = tuple[int, Any]
 WHOLE = Span()
 
 
@@ -85,8 +71,8 @@ def read_rows(file: InputFile, span: Span = WHOLE, columns: Sequence[str] | None
             with _open(file, span.start) as stream:
                 if suffix in (".csv", ".tsv"):
                     yield from _csv_rows(stream, "\t" if suffix == ".tsv" else ",")
-                elif suffix == ".json":
-                    yield from _json_rows(stream)
+                elif suffix == ".json" and not _holds_lines(stream):
+                    yield from document_rows(stream)
                 else:
                     yield from _line_rows(stream, span)
 
@@ -151,13 +137,13 @@ def _named(file: InputFile) -> Iterator[None]:
 
 
 @contextmanager
-def _open(file: InputFile, start: int = 0) -> Iterator[BinaryIO]:
+def _open(file: InputFile, start: int = 0) -> Iterator[io.BufferedReader]:
     """Open a file as a buffered stream of unpacked bytes, from byte `start` of it."""
     filesystem = file.filesystem()
     local = isinstance(filesystem, pafs.LocalFileSystem)
     packed = suffixes_of(file.name)[1]
     with ExitStack() as stack:
-        raw: Any = stack.enter_context(open(file.path, "rb") if local else filesystem.open_input_file(file.path))
+        raw: Any = stack.enter_context(io.FileIO(file.path) if local else filesystem.open_input_file(file.path))
         raw.seek(start)
         if packed == ".gz":
             raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
@@ -188,6 +174,13 @@ def _line_rows(stream: BinaryIO, span: Span) -> Iterator[Row]:
         row += 1
 
 
+def _holds_lines(stream: io.BufferedReader) -> bool:
+    """Return whether a `.json` file is really JSON lines: its first line is a whole object, and there are more."""
+    head = stream.peek().removeprefix(BOM)
+    line, newline, _ = head.partition(b"\n")
+    return bool(newline) and line.lstrip().startswith(b"{") and not isinstance(parse_json(line), Unreadable)
+
+
 def _skip_line(stream: BinaryIO) -> int:
     """Read to the end of the line and return how many bytes that was."""
     skipped = 0
@@ -196,99 +189,6 @@ def _skip_line(stream: BinaryIO) -> int:
         if rest.endswith(b"\n"):
             break
     return skipped
-
-
-def parse_json(line: bytes) -> Any:
-    """Return the JSON value of a line, or why there is none. Raw control characters inside strings are kept, NUL too."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError:
-        return Unreadable("invalid UTF-8", excerpt(line))
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return Unreadable("invalid JSON", excerpt(line))
-
-
-def _json_rows(stream: BinaryIO) -> Iterator[Row]:
-    """Yield the elements of a JSON array, or the objects of a file that is really JSON lines, as many `.json` files are.
-
-    Raises:
-        ReadError: the document breaks off or is no JSON, after which nothing can be told apart.
-    """
-    text = _Text(stream)
-    is_array = text.peek() == "["
-    if is_array:
-        text.at += 1
-    row = 0
-    while (head := text.peek()) not in ("", "]"):
-        value = text.value()
-        yield row, value
-        row += 1
-        separator = text.peek()
-        if is_array and separator == ",":
-            text.at += 1
-        elif is_array and separator not in ("]", ""):
-            raise ReadError(f"invalid JSON after row {row - 1}: ',' or ']' expected, not {separator!r}")
-    if is_array and head != "]":
-        raise ReadError(f"the JSON array breaks off after {row} rows")
-    if is_array:
-        text.at += 1
-    if text.peek():
-        raise ReadError(f"something follows the JSON array after {row} rows")
-
-
-class _Text:
-    """A window on a JSON document that grows until it holds the next value and forgets what has been read."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-        self._buffer = ""
-        self._ended = False
-        self.at = 0
-
-    def peek(self) -> str:
-        """Return the next character that is no white space; "" at the end."""
-        while True:
-            while self.at < len(self._buffer):
-                if self._buffer[self.at] not in " \t\r\n":
-                    return self._buffer[self.at]
-                self.at += 1
-            if self._ended:
-                return ""
-            self._grow(CHUNK_CHARS)
-
-    def value(self) -> Any:
-        """Return the JSON value here, or `Unreadable` where its bytes are no UTF-8."""
-        step = CHUNK_CHARS
-        while True:
-            try:
-                value, end = _decoder.raw_decode(self._buffer, self.at)
-            except json.JSONDecodeError as error:
-                self._check_hope(error)
-            except RecursionError:
-                raise ReadError("nested too deeply") from None
-            else:
-                if end < len(self._buffer) or self._ended:
-                    break
-            self._grow(step)
-            step *= 2
-        written, self.at = self._buffer[self.at : end], end
-        return value if is_unicode(written) else Unreadable("invalid UTF-8", excerpt(written))
-
-    def _check_hope(self, error: json.JSONDecodeError) -> None:
-        """Raise unless more text may mend the error: it lies at the end of the window, or in a string that has no end yet."""
-        unfinished = "Unterminated string" in error.msg or error.pos >= len(self._buffer) - 16
-        if self._ended or not unfinished or len(self._buffer) - self.at > MAX_ROW_BYTES:
-            shown = excerpt(self._buffer[max(error.pos - 20, 0) : error.pos + 20])
-            raise ReadError(f"invalid JSON: {error.msg} near {shown!r}") from None
-
-    def _grow(self, step: int) -> None:
-        chunk = self._stream.read(step)
-        self._ended = not chunk
-        self._buffer = self._buffer[self.at :] + self._decode(chunk, final=not chunk)
-        self.at = 0
 
 
 def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[Row]:
@@ -380,14 +280,3 @@ def _decoded(batch: pa.RecordBatch | pa.Table, index: int) -> Any:
         except (ValueError, OverflowError) as error:
             return Unreadable("cell that Python can't hold", f"{name}: {error}")
     return row
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether the text holds no surrogate, and so can be written as UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from json.encoder import encode_basestring as _quote
 from typing import Any
 
 import pyarrow as pa
@@ -32,18 +33,14 @@ MAPPABLE = ("instruction", "input", "response", "messages", "source")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 EXCERPT_CHARS = 300
 
-# (format, columns of which all must be there, in the order in which they are tried; "a|b" means either).
-FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("messages", ("messages",)),
-    ("sharegpt", ("conversations|conversation",)),
-    ("alpaca", ("instruction", "output|response")),
-    ("prompt-completion", ("prompt", "completion|response")),
+# Formats in the order in which they are tried. A row is of a format if it has at least one column of each group.
+FORMATS: tuple[tuple[str, tuple[frozenset[str], ...]], ...] = (
+    ("messages", (frozenset({"messages"}),)),
+    ("sharegpt", (frozenset({"conversations", "conversation"}),)),
+    ("alpaca", (frozenset({"instruction"}), frozenset({"output", "response"}))),
+    ("prompt-completion", (frozenset({"prompt"}), frozenset({"completion", "response"}))),
 )
-KNOWN_COLUMNS = frozenset(
-    name for _, required in FORMATS for names in required for name in names.split("|")
-) | {"input", "source"}
-
-_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+KNOWN_COLUMNS = frozenset({"input", "source"}).union(*(group for _, groups in FORMATS for group in groups))
 
 
 class CorpusConfig(Config):
@@ -107,16 +104,20 @@ class _Unusable(Exception):
     """Carries the reason out of the depth of a row."""
 
 
-def canonical_json(messages: Sequence[Mapping[str, str]]) -> bytes:
+def canonical_json(messages: Iterable[Mapping[str, str]]) -> bytes:
     """Return the UTF-8 bytes that a sample's id is the hash of.
+
+    They are those of `json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))`, put together by hand from the
+    encoder's own string quoting because that takes a third of the time.
 
     Raises:
         UnicodeEncodeError: a text holds a lone surrogate.
     """
-    return _encode(list(messages)).encode("utf-8")
+    spelled = [f'{{"content":{_quote(message["content"])},"role":{_quote(message["role"])}}}' for message in messages]
+    return f"[{','.join(spelled)}]".encode()
 
 
-def sample_id(messages: Sequence[Mapping[str, str]]) -> str:
+def sample_id(messages: Iterable[Mapping[str, str]]) -> str:
     """Return blake2b-128 of the canonical JSON of the messages, as 32 hex digits."""
     return blake2b(canonical_json(messages), digest_size=16).hexdigest()
 
@@ -135,9 +136,9 @@ def texts(messages: Iterable[Mapping[str, str]]) -> tuple[str, str]:
 
 def detect_format(row: Mapping[str, Any]) -> str | None:
     """Return the first format all of whose columns hold something, else the first whose columns exist, else None."""
-    for filled in (True, False):
-        for name, required in FORMATS:
-            if all(any(_present(row, column, filled) for column in columns.split("|")) for columns in required):
+    for columns in ({name for name, value in row.items() if value is not None}, row.keys()):
+        for name, groups in FORMATS:
+            if all(not group.isdisjoint(columns) for group in groups):
                 return name
     return None
 
@@ -195,10 +196,6 @@ def excerpt(row: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         shown = f"<{_kind(row)} that can't be shown: {type(error).__name__}>"
     return shown[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _present(row: Mapping[str, Any], column: str, filled: bool) -> bool:
-    return row.get(column) is not None if filled else column in row
 
 
 def _detected(row: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:

@@ -133,9 +133,9 @@ def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -
     """
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"there is no config file {path} to be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
@@ -167,10 +167,10 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
 def _with_paths(field: str, section: Any, inside_job: bool) -> Any:
     if not isinstance(section, dict) or not isinstance(section.get("paths"), list):
         return section
-    return {**section, "paths": [_absolute(f"{field}.paths", path, inside_job) for path in section["paths"]]}
+    return {**section, "paths": [_absolute(f"{field}.paths", path, inside_job, in_list=True) for path in section["paths"]]}
 
 
-def _absolute(field: str, path: Any, inside_job: bool) -> Any:
+def _absolute(field: str, path: Any, inside_job: bool, in_list: bool = False) -> Any:
     """Return a local path in absolute form; URIs and `builtin:` names stay as they are."""
     if not isinstance(path, str) or "://" in path or path.startswith("builtin:"):
         return path
@@ -178,9 +178,10 @@ def _absolute(field: str, path: Any, inside_job: bool) -> Any:
     if os.path.isabs(path):
         return path
     if inside_job:
+        absolute = f"$PWD/{os.path.normpath(path)}"
+        shown = f'"[{absolute}]"' if in_list else absolute
         raise ConfigError(
-            f"{field}: {path!r} is relative, and a Ray job's working folder is a private copy: submit it as "
-            f"{field}=$PWD/{path} (absolute where you stand)"
+            f"{field}: {path!r} is relative, and a Ray job's working folder is a private copy: submit it in absolute form, {field}={shown}"
         )
     return os.path.abspath(path)
 

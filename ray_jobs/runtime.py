@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -101,6 +102,7 @@ class Context:
 
     experiment: Experiment
     config_path: Path
+    overrides: tuple[str, ...] = ()
     _connected: bool = field(default=False, repr=False)
 
     @cached_property
@@ -133,8 +135,8 @@ class Context:
         self._check_shared_storage()
 
     def command(self, stage: str) -> str:
-        """Return the command line that runs a stage of this experiment."""
-        return f"python -m ray_jobs.{stage} {self.config_path}"
+        """Return the command line that runs a stage of this very experiment, overrides included, ready for a shell."""
+        return shlex.join(["python", "-m", f"ray_jobs.{stage}", str(self.config_path), *self.overrides])
 
     def require(self, artifact: Artifact, stage: str) -> Artifact:
         """Return a parent artifact that is sealed.
@@ -203,7 +205,7 @@ def main(stage: str, argv: list[str] | None = None) -> int:
     given = arguments(stage, argv)
     try:
         experiment = load_experiment(given.config, given.overrides, inside_job=inside_job())
-        context = Context(experiment, given.config)
+        context = Context(experiment, given.config, tuple(given.overrides))
         if given.dry_run:
             print_plan(context, [stage] if stage != "pipeline" else experiment.stages)
             return 0

@@ -46,7 +46,7 @@ def test_a_strategy_without_a_dial_is_one_cell_per_size_and_seed() -> None:
         ({"levels": [1.5]}, "from 0 to 1"),
         ({"sizes": [0]}, "at least 1"),
         ({"controls": ["lenght-quota"]}, "did you mean 'length-quota'"),
-        ({"level": 7}, "grid|level: unknown key: did you mean 'levels'"),
+        ({"level": 7}, "level: unknown key: did you mean 'levels'"),
     ],
 )
 def test_bad_grids_say_what_is_allowed(values: dict, message: str) -> None:

@@ -1,0 +1,200 @@
+"""Coverage-keeping sampling to an exact size (Algorithm 2): first every kept type once, then the least represented type again and again.
+
+Phase A takes, for the types from the rarest to the commonest, the first sample of a type that nothing chosen has yet; where that needs more
+than the budget, the greedy set cover is tried (at most H(max types of a sample) times the optimum). Phase B takes the next sample of the
+type that fewest chosen samples have: for disjoint types that is water-filling, the unique max-min allocation. Candidates stand in the order
+of their priorities from the start, so "first" and "next" settle every tie, and all loops run over integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from diversity.controls import Control
+from diversity.fill import Objective, close_gap, fill
+from diversity.peel import TypedInputs, pool_sizes
+from diversity.pool import InfeasibleLevel, Pool, count_types, make_pool
+from diversity.tournament import GONE, build, leftmost, lift
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Candidates in the order in which they were taken, and the type that each was taken for."""
+
+    candidates: np.ndarray
+    chosen_for: np.ndarray
+
+
+def cover(pool: Pool, k: int, quota: np.ndarray, counts: np.ndarray | None = None) -> Taken | None:
+    """Return candidates that have every type of K_k and fit the quota, or None: rarest first, else the greedy set cover.
+
+    Args:
+        pool: the pool of this k or of a larger one.
+        k: types kept.
+        quota: `(bins,) int64`, in weights.
+        counts: `(M,) int64` candidates of each type at k, where the caller has them.
+    """
+    if counts is None:
+        counts = count_types(pool, k)
+    for found, reasons, fits in (_cover_rarest(pool, k, counts, quota), _cover_greedy(pool, k, quota)):
+        if fits:
+            return Taken(found, reasons)
+    return None
+
+
+def cover_then_fill(
+    typed: TypedInputs,
+    k: int,
+    quota: np.ndarray,
+    control: Control,
+    priority: np.ndarray,
+    constant: np.ndarray,
+    objective: Objective = "cover",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows, chosen_for) in the order of taking: all of K_k covered, the quota met exactly, nothing taken twice.
+
+    Args:
+        typed: incidence and pruning.
+        k: types kept, admissible.
+        quota: `(bins,) int64`, in weights; its sum is the size (or token budget).
+        control: weights and bins.
+        priority: `(n,) uint64`, the seeded order of the samples.
+        constant: `(n,) uint64`, the seedless order with which levels were planned; its cover is taken where the seeded one does not fit.
+        objective: how phase B fills: `cover` (least represented type next) or `concave` (largest gain of sum sqrt(n_t) next).
+
+    Raises:
+        InfeasibleLevel: the pool has less than the quota, or no cover fits.
+    """
+    if not 1 <= k <= typed.incidence.n_types:
+        raise ValueError(f"k = {k} is outside 1..{typed.incidence.n_types}")
+    pool = make_pool(typed, control, priority, k)
+    _refuse_small(typed, pool, control, quota, k)
+    base = cover(pool, k, quota)
+    if base is None:
+        planned = make_pool(typed, control, constant, k)
+        base = cover(planned, k, quota)
+        if base is None:
+            raise InfeasibleLevel(
+                f"no cover of k = {k} types that was tried fits {_say(control, quota)}: choose a lower level or a larger size"
+            )
+        by_row = np.argsort(pool.rows)
+        places = by_row[np.searchsorted(pool.rows[by_row], planned.rows[base.candidates])]
+        base = Taken(places, base.chosen_for)
+    taken, reasons = fill(pool, k, quota, base.candidates, base.chosen_for, control.by_weight, objective)
+    if control.by_weight and len(taken) > len(base.candidates):
+        taken, reasons = close_gap(pool, k, int(quota.sum()), taken, reasons)
+    return pool.rows[taken], reasons
+
+
+def _say(control: Control, quota: np.ndarray) -> str:
+    what = "response tokens" if control.by_weight else "samples"
+    return f"{int(quota.sum())} {what}" + (f" under {control.name}" if control.by_bin else "")
+
+
+def _refuse_small(typed: TypedInputs, pool: Pool, control: Control, quota: np.ndarray, k: int) -> None:
+    have = np.zeros(len(quota), dtype=np.int64)
+    np.add.at(have, pool.bin, pool.weight)
+    if (have >= quota).all():
+        return
+    enough = np.flatnonzero(pool_sizes(typed, control.weights) >= quota.sum())
+    hint = f"the smallest k whose pool has enough is {enough[0]}" if len(enough) else "no k has enough"
+    raise InfeasibleLevel(f"the pool of k = {k} has {int(have.sum())}, too little for {_say(control, quota)}: {hint}")
+
+
+@njit(cache=True)
+def _by_count(pool: Pool, k: int, counts: np.ndarray) -> np.ndarray:
+    """Return the types of K_k by (count, tie): a counting sort over types that stand in the order of their ties."""
+    highest = 0
+    for t in range(len(counts)):
+        if pool.position[t] <= k:
+            highest = max(highest, counts[t])
+    starts = np.zeros(highest + 2, dtype=np.int64)
+    for t in range(len(counts)):
+        if pool.position[t] <= k:
+            starts[counts[t] + 1] += 1
+    starts = np.cumsum(starts)
+    ordered = np.empty(starts[-1], dtype=np.int32)
+    for t in pool.type_at:
+        if pool.position[t] <= k:
+            ordered[starts[counts[t]]] = t
+            starts[counts[t]] += 1
+    return ordered
+
+
+@njit(cache=True)
+def _cover_rarest(pool: Pool, k: int, counts: np.ndarray, quota: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    left = quota.copy()
+    covered = np.zeros(len(pool.position), dtype=np.bool_)
+    taken = np.empty(min(len(pool.rows), k), dtype=np.int64)
+    reasons = np.empty(len(taken), dtype=np.int32)
+    n = 0
+    for t in _by_count(pool, k, counts):
+        if covered[t]:
+            continue
+        found = -1
+        if left.max() > 0:
+            for c in pool.members[pool.starts[t] : pool.starts[t + 1]]:
+                if pool.birth[c] <= k and pool.weight[c] <= left[pool.bin[c]]:
+                    found = c
+                    break
+        if found < 0:
+            return taken[:n], reasons[:n], False
+        left[pool.bin[found]] -= pool.weight[found]
+        for u in pool.indices[pool.indptr[found] : pool.indptr[found + 1]]:
+            covered[u] = True
+        taken[n], reasons[n] = found, t
+        n += 1
+    return taken[:n], reasons[:n], True
+
+
+@njit(cache=True)
+def _cover_greedy(pool: Pool, k: int, quota: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Greedy set cover by a lazy queue: a gain only falls, so the first whose gain is up to date is the largest."""
+    left = quota.copy()
+    waiting = pool.position <= k
+    n_waiting = waiting.sum()
+    taken = np.empty(min(len(pool.rows), k), dtype=np.int64)
+    reasons = np.empty(len(taken), dtype=np.int32)
+    leaves = np.full(len(pool.rows), GONE, dtype=np.int32)
+    lightest = left.sum() + 1
+    for c in range(len(leaves)):
+        if pool.birth[c] <= k:
+            leaves[c] = -_gain(pool, c, waiting)
+            lightest = min(lightest, pool.weight[c])
+    tree, offsets = build(leaves)
+    n = 0
+    while n_waiting > 0:
+        c = leftmost(tree, offsets)
+        gain = -tree[c]
+        # No later pick gains more than this one, so that n_waiting types need at least n_waiting / gain of them.
+        if gain <= 0 or (n_waiting + gain - 1) // gain * lightest > left.sum():
+            return taken[:n], reasons[:n], False
+        if pool.weight[c] > left[pool.bin[c]]:
+            lift(tree, offsets, c, GONE)
+            continue
+        now = _gain(pool, c, waiting)
+        if now < gain:
+            lift(tree, offsets, c, -now)
+            continue
+        reason = -1
+        for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
+            if waiting[t]:
+                waiting[t] = False
+                reason = t if reason < 0 else reason
+        n_waiting -= gain
+        left[pool.bin[c]] -= pool.weight[c]
+        lift(tree, offsets, c, GONE)
+        taken[n], reasons[n] = c, reason
+        n += 1
+    return taken[:n], reasons[:n], True
+
+
+@njit(cache=True)
+def _gain(pool: Pool, c: int, waiting: np.ndarray) -> int:
+    gain = 0
+    for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
+        gain += waiting[t]
+    return gain

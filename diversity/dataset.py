@@ -1,0 +1,112 @@
+"""A finished dataset, read again: what it holds is recounted from its own rows, and a dataset that misses its target is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diversity.artifact import digest
+from diversity.cell import Cell
+from diversity.config import UserError
+from diversity.incidence import Incidence
+from diversity.samples import SAMPLE_SCHEMA, sample_id, texts
+
+DATASET_SCHEMA = SAMPLE_SCHEMA.append(pa.field("chosen_for", pa.int32()))
+
+
+class DatasetError(UserError):
+    """A dataset whose rows are not what its cell asks for."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a dataset is checked against, aligned with the id-sorted corpus of n rows.
+
+    Attributes:
+        ids: sample ids, ascending, `(n,)` `S32`.
+        tokens: number of the model's tokens of each side, `(n,)` int32.
+        incidences: one for every typing that coverage is measured on.
+    """
+
+    ids: np.ndarray
+    tokens: Mapping[str, np.ndarray]
+    incidences: Mapping[str, Incidence]
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Return the row of every id, int64.
+
+        Raises:
+            DatasetError: an id is not in the corpus.
+        """
+        rows = np.searchsorted(self.ids, ids)
+        known = (rows < len(self.ids)) & (self.ids[np.minimum(rows, len(self.ids) - 1)] == ids)
+        if not known.all():
+            raise DatasetError(f"sample {ids[~known][0].decode()} is not in the corpus")
+        return rows
+
+
+def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return hex ids as a fixed-width `S32` array, which sorts as the text does."""
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype="S32")
+
+
+def content_hash(ids: np.ndarray) -> str:
+    """Return the blake2b-128 of a dataset's ascending sample ids: cells that choose the same samples share it, and their runs."""
+    return digest([sample.decode() for sample in np.sort(ids)])
+
+
+def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None = None, *, closure: str = "strict") -> dict[str, Any]:
+    """Return what a dataset's rows hold, recounted, as its manifest states it.
+
+    Args:
+        table: the dataset as it was read back, `DATASET_SCHEMA`.
+        cell: what it was asked to be.
+        corpus: what it was chosen from.
+        kept: mask of the types K_k of the cell's typing, `(M,)` bool; None where the strategy has no such target.
+        closure: `strict` demands that exactly K_k is covered, `loose` that K_k lies within the coverage.
+
+    Raises:
+        DatasetError: rows that are out of order, repeated, altered, or foreign; another size; another coverage.
+    """
+    ids = id_array(table.column("sample_id"))
+    if cell.control != "tokens" and len(ids) != cell.size:
+        raise DatasetError(f"{cell.name}: {len(ids)} samples instead of {cell.size}")
+    if len(ids) > 1 and not (ids[:-1] < ids[1:]).all():
+        raise DatasetError(f"{cell.name}: sample ids are not ascending and unique")
+    rows = corpus.rows(ids)
+    _check_texts(table, cell)
+    covered = {typing: incidence.covered(rows) for typing, incidence in corpus.incidences.items()}
+    if kept is not None and cell.typing is not None:
+        _check_target(covered[cell.typing], kept, cell, closure)
+    sources = pc.value_counts(table.column("source")).to_pylist()
+    return {
+        "cell": cell.describe(),
+        "samples": len(ids),
+        "content": content_hash(ids),
+        "tokens": {side: int(tokens[rows].sum()) for side, tokens in corpus.tokens.items()},
+        "coverage": {typing: float(mask.mean()) for typing, mask in covered.items()},
+        "sources": {entry["values"]: entry["counts"] for entry in sorted(sources, key=lambda entry: (-entry["counts"], entry["values"]))},
+    }
+
+
+def _check_texts(table: pa.Table, cell: Cell) -> None:
+    """Hash every sample's messages again and compare the text columns with them."""
+    columns = (table.column(name).to_pylist() for name in ("sample_id", "messages", "instruction", "response"))
+    for given, messages, instruction, response in zip(*columns, strict=True):
+        if sample_id(messages) != given:
+            raise DatasetError(f"{cell.name}: sample {given} is not the hash of its messages")
+        if texts(messages) != (instruction, response):
+            raise DatasetError(f"{cell.name}: the text columns of sample {given} disagree with its messages")
+
+
+def _check_target(covered: np.ndarray, kept: np.ndarray, cell: Cell, closure: str) -> None:
+    """Compare the types that the rows cover with the types that the level keeps."""
+    if missing := int((kept & ~covered).sum()):
+        raise DatasetError(f"{cell.name}: {missing} of {int(kept.sum())} kept types have no sample")
+    if closure == "strict" and (foreign := int((covered & ~kept).sum())):
+        raise DatasetError(f"{cell.name}: {foreign} types are covered that the level does not keep")

@@ -1,0 +1,20 @@
+"""From scores to statements: slopes, bands, correlations, multiplicity, power, and the tables of an experiment's effects."""
+
+from diversity.effects.correlation import Correlation, correlation
+from diversity.effects.power import detectable_change, power_of, seeds_needed
+from diversity.effects.regression import Ridge, Slope, bayesian_ridge, holm, ols, permutation_p, slope_difference
+
+__all__ = [
+    "Correlation",
+    "Ridge",
+    "Slope",
+    "bayesian_ridge",
+    "correlation",
+    "detectable_change",
+    "holm",
+    "ols",
+    "permutation_p",
+    "power_of",
+    "seeds_needed",
+    "slope_difference",
+]

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diversity.effects import (
+    bayesian_ridge,
+    correlation,
+    detectable_change,
+    holm,
+    ols,
+    permutation_p,
+    power_of,
+    seeds_needed,
+    slope_difference,
+)
+from diversity.effects.paper import MODEL, paper_correlations, paper_points, paper_slopes
+
+LEVELS = [j / 6 for j in range(7)]
+VISIBLE = [  # the series of METHOD 2.4 whose seven markers are all visible and whose table entry agrees with them
+    *[("instruction-micro", size) for size in (10000, 20000, 30000)],
+    *[("instruction-meso", size) for size in (20000, 30000)],
+    *[("response-macro", size) for size in (10000, 30000)],
+    ("response-meso", 10000),
+    *[("response-micro", size) for size in (10000, 20000, 30000)],
+]
+
+
+def series(strategy, size=None, control="none", model=MODEL):
+    """Return (level in per cent, score, size, mean length) of the paper's points that have a score."""
+    rows = [
+        row
+        for row in paper_points().to_pylist()
+        if (row["strategy"], row["control"], row["model"]) == (strategy, control, model)
+        and row["score"] is not None
+        and size in (None, row["size"])
+    ]
+    return tuple(np.array([row[key] for row in rows], float) for key in ("level_percent", "score", "size", "mean_length"))
+
+
+# ---- the paper's own figures: an oracle from outside
+
+
+def test_the_digitised_points_are_whole():
+    points = paper_points().to_pylist()
+    assert len(points) == 21 * 7 + 8
+    assert {p["marker"] for p in points} == {"visible", "solved", "hidden"}
+    assert all((p["score"] is None) == (p["marker"] == "hidden") for p in points)
+    assert paper_slopes().num_rows == 18 and paper_correlations().num_rows == 14
+
+
+@pytest.mark.parametrize(("strategy", "size"), VISIBLE)
+def test_visible_series_give_the_published_slope(strategy, size):
+    level, score, _, _ = series(strategy, size)
+    published = next(
+        row["slope_per_100_points"] for row in paper_slopes().to_pylist() if (row["strategy"], row["size"]) == (strategy, size)
+    )
+    assert len(level) == 7
+    assert 100 * ols(level, score).estimate == pytest.approx(published, abs=0.1)
+
+
+def test_the_one_visible_series_that_contradicts_its_table_entry():
+    level, score, _, _ = series("response-meso", 20000)
+    assert 100 * ols(level, score).estimate == pytest.approx(2.96, abs=0.01)  # printed: 1.71
+
+
+def test_drawn_lines_are_shrunk_and_the_drawn_band_is_not_centred():
+    level, score, _, _ = series("response-micro", 10000)
+    drawn = bayesian_ridge(level, score, center=False)
+    assert 100 * drawn.weights[0] == pytest.approx(4.4, abs=0.05)
+    _, half = drawn.predict([0, 100])
+    assert half == pytest.approx([1.95, 2.8], abs=0.06)
+    _, centred = bayesian_ridge(level, score).predict([0, 50, 100])
+    assert centred[1] < centred[0] == pytest.approx(centred[2], rel=0.01)
+    level, score, _, _ = series("response-macro", 10000)
+    assert 100 * bayesian_ridge(level, score).weights[0] == pytest.approx(0.1, abs=0.05)
+
+
+def test_length_goes_with_score_and_its_control_costs_part_of_the_slope():
+    level, score, _, length = series("response-micro", 10000)
+    assert correlation(length, score).estimate == pytest.approx(0.80, abs=0.01)
+    controlled_level, controlled, _, _ = series("response-micro", control="length-window")
+    free, held = ols(level / 100, score), ols(controlled_level / 100, controlled)
+    assert (held.estimate, held.se, held.p) == (pytest.approx(3.16, abs=0.01), pytest.approx(1.0, abs=0.02), pytest.approx(0.02, abs=0.001))
+    assert 1 - held.estimate / free.estimate == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "slope", "se", "digits"),
+    [
+        ("response-micro", 7.35, 1.32, 0.01),
+        ("instruction-meso", 3.55, 0.83, 0.01),
+        ("instruction-micro", -3.34, 0.71, 0.01),
+        ("response-meso", 3.06, 1.16, 0.01),
+        ("instruction-macro", 1.9, 0.8, 0.15),  # hidden markers: rougher
+        ("response-macro", 0.6, 0.8, 0.05),
+    ],
+)
+def test_pooled_over_sizes(strategy, slope, se, digits):
+    level, score, size, _ = series(strategy)
+    pooled = ols(level / 100, score, groups=size)
+    assert pooled.estimate == pytest.approx(slope, abs=digits)
+    assert pooled.se == pytest.approx(se, abs=digits)
+
+
+def test_significance_of_the_main_claim_with_and_without_level_0():
+    p = [ols(*series("response-micro", size)[:2]).p for size in (10000, 20000, 30000)]
+    assert p == pytest.approx([0.077, 0.066, 0.001], abs=0.001)
+    level, score, size, _ = series("response-micro")
+    assert ols(level, score, groups=size).p == pytest.approx(3.5e-5, rel=0.02)
+    for strategy, slope, se in [("response-micro", 4.53, 1.35), ("response-meso", 0.53, 0.99), ("instruction-meso", 2.4, 0.95)]:
+        level, score, size, _ = series(strategy)
+        without = ols(level[level > 0] / 100, score[level > 0], groups=size[level > 0])
+        assert (without.estimate, without.se) == (pytest.approx(slope, abs=0.03), pytest.approx(se, abs=0.01))
+    for model, slope, se in [("Llama-2-70B", 4.02, 0.65), ("Llama-3-8B", 11.78, 1.0)]:
+        other = ols(*series("response-micro", model=model)[:2])
+        assert (100 * other.estimate, 100 * other.se) == (pytest.approx(slope, abs=0.05), pytest.approx(se, abs=0.06))
+
+
+# ---- each statistic against an independent one
+
+
+points = st.integers(3, 12).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(0, 100), min_size=n, max_size=n).filter(lambda x: len(set(x)) > 1),
+        st.lists(st.floats(-50, 50, allow_subnormal=False), min_size=n, max_size=n),
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(points)
+def test_ols_is_that_of_scipy(data):
+    from scipy import stats
+
+    x, y = data
+    if len(set(y)) == 1:  # scipy's standard error is 0/0 there
+        assert ols(x, y).estimate == pytest.approx(0, abs=1e-9)
+        return
+    mine, theirs = ols(x, y), stats.linregress(x, y)
+    assert mine.estimate == pytest.approx(theirs.slope, rel=1e-8, abs=1e-9)
+    assert mine.se == pytest.approx(theirs.stderr, rel=1e-5, abs=1e-6)
+    assert mine.intercept == pytest.approx(theirs.intercept, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(points)
+def test_bayesian_ridge_is_that_of_sklearn(data):
+    from sklearn.linear_model import BayesianRidge
+
+    x, y = np.array(data[0], float), np.array(data[1])
+    if y.std() < 1e-3:  # sklearn's own updates are 0/0 there
+        return
+    theirs = BayesianRidge().fit(x[:, None], y)
+    mine = bayesian_ridge(x, y)
+    at = np.array([0.0, 33.0, 100.0])
+    mean, sd = theirs.predict(at[:, None], return_std=True)
+    assert mine.weights == pytest.approx(theirs.coef_, rel=1e-6, abs=1e-6)
+    assert mine.predict(at)[0] == pytest.approx(mean, rel=1e-6, abs=1e-6)
+    assert mine.predict(at)[1] == pytest.approx(sd, rel=1e-6, abs=1e-6)
+
+
+def test_bayesian_ridge_of_several_predictors_is_that_of_sklearn():
+    from sklearn.linear_model import BayesianRidge
+
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(40, 3)) @ generator.normal(size=(3, 3))
+    y = x @ [1.0, -2.0, 0.0] + generator.normal(size=40)
+    theirs, mine = BayesianRidge().fit(x, y), bayesian_ridge(x, y)
+    assert mine.weights == pytest.approx(theirs.coef_, abs=1e-6)
+    assert mine.covariance == pytest.approx(theirs.sigma_, abs=1e-6)
+    assert mine.predict(x)[1] == pytest.approx(theirs.predict(x, return_std=True)[1], abs=1e-6)
+
+
+def test_groups_and_covariates_are_what_a_full_design_gives():
+    generator = np.random.default_rng(2)
+    n = 30
+    x, other, group = generator.normal(size=n), generator.normal(size=n), generator.integers(3, size=n)
+    y = 2 * x - other + group + generator.normal(size=n)
+    design = np.column_stack([x, other, *(group == g for g in range(3))])
+    weights, rss, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    covariance = np.linalg.inv(design.T @ design) * rss[0] / (n - rank)
+    mine = ols(x, y, groups=group, covariates=other)
+    assert (mine.estimate, mine.se, mine.dof) == (pytest.approx(weights[0]), pytest.approx(covariance[0, 0] ** 0.5), n - 5)
+
+
+def test_interval_and_p_agree():
+    level, score, _, _ = series("instruction-micro", 20000)
+    slope = ols(level, score)
+    low, high = slope.interval(1 - slope.p)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)
+
+
+def test_slope_difference_is_welch():
+    from scipy import stats
+
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(size=9), generator.normal(0, 3, size=14)
+    as_slope = [ols(np.repeat([0, 1], len(v)), np.concatenate([np.zeros(len(v)), v])) for v in (a, b)]
+    difference = slope_difference(*as_slope)
+    assert difference.estimate == pytest.approx(a.mean() - b.mean())
+    same = slope_difference(as_slope[0], as_slope[0])
+    assert same.estimate == 0 and same.p == 1
+    assert stats.t.ppf(0.975, difference.dof) * difference.se == pytest.approx(difference.interval()[1] - difference.estimate)
+
+
+def test_a_slope_that_can_not_be_had():
+    with pytest.raises(ValueError, match="does not vary"):
+        ols([1, 1, 1], [1, 2, 3])
+    with pytest.raises(ValueError, match="does not vary"):
+        ols([1, 2, 1, 2], [1, 2, 3, 4], groups=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match="3 points and y has 2"):
+        ols([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="not finite"):
+        ols([1, 2, 3], [1, 2, float("nan")])
+    two = ols([0, 1], [3, 5])
+    assert two.estimate == 2 and np.isnan(two.se) and np.isnan(two.p) and np.isnan(two.interval()).all()
+
+
+def test_permutation_p_is_that_of_all_permutations():
+    generator = np.random.default_rng(4)
+    x, y = np.arange(6.0), generator.normal(size=6) + 0.5 * np.arange(6)
+    observed = abs(np.cov(x, y)[0, 1])
+    exact = np.mean([abs(np.cov(x, np.array(order))[0, 1]) >= observed - 1e-12 for order in itertools.permutations(y)])
+    assert permutation_p(x, y, generator, draws=20000) == pytest.approx(exact, abs=0.012)
+
+
+def test_permutation_stays_within_groups():
+    # between the groups lies all of the difference, and within them there is nothing to permute
+    assert permutation_p([0, 0, 1, 1], [1, 1, 9, 9], np.random.default_rng(0), groups=[0, 0, 1, 1], draws=100) == 1.0
+
+
+def test_permutation_p_is_uniform_under_no_effect():
+    generator = np.random.default_rng(5)
+    p = [permutation_p(LEVELS, generator.normal(size=7), generator, draws=199) for _ in range(400)]
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=3 * (level * (1 - level) / 400) ** 0.5)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    with_gap = holm([0.01, float("nan"), 0.02])
+    assert with_gap[0] == pytest.approx(0.02) and np.isnan(with_gap[1]) and with_gap[2] == pytest.approx(0.02)
+    assert holm([]) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 15).flatmap(lambda n: st.lists(st.lists(st.integers(-9, 9), min_size=n, max_size=n), min_size=2, max_size=2)))
+def test_correlations_are_those_of_scipy(rows):
+    from scipy import stats
+
+    x, y = rows
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        assert np.isnan(correlation(x, y).estimate)
+        return
+    assert correlation(x, y).estimate == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-9)
+    assert correlation(x, y, "spearman").estimate == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+
+
+def test_partial_correlation_is_that_of_the_residuals():
+    generator = np.random.default_rng(6)
+    given = generator.normal(size=(50, 2))
+    x, y = given @ [1, 2] + generator.normal(size=50), given @ [2, -1] + generator.normal(size=50)
+    design = np.column_stack([np.ones(50), given])
+    left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y)]
+    assert correlation(x, y, given=given).estimate == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert np.isnan(correlation(given[:, 0], y, given=given[:, 0]).estimate)
+
+
+def test_bootstrap_interval_covers_and_repeats():
+    generator = np.random.default_rng(7)
+    covered = 0
+    for _ in range(200):
+        x = generator.normal(size=60)
+        y = 0.6 * x + 0.8 * generator.normal(size=60)
+        found = correlation(x, y, bootstraps=200, generator=generator)
+        covered += found.low <= 0.6 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+    twice = [correlation(x, y, "spearman", bootstraps=100, generator=np.random.default_rng(1)) for _ in range(2)]
+    assert twice[0] == twice[1]
+    with pytest.raises(ValueError, match="generator"):
+        correlation(x, y, bootstraps=10)
+
+
+@pytest.mark.parametrize(
+    ("levels", "change"),
+    [
+        (LEVELS, 3.96),
+        *[(LEVELS * seeds, change) for seeds, change in [(2, 2.45), (3, 1.93), (4, 1.65), (6, 1.33), (8, 1.14)]],
+        *[([0, 1] * seeds, change) for seeds, change in [(5, 2.02), (10, 1.33), (14, 1.10), (21, 0.89)]],
+    ],
+)
+def test_power_table_of_the_method(levels, change):
+    assert detectable_change(levels) == pytest.approx(change, abs=0.006)
+    assert power_of(change, levels) == pytest.approx(0.8, abs=0.01)
+
+
+def test_power_is_what_simulation_finds():
+    generator = np.random.default_rng(8)
+    x = np.array(LEVELS * 2)
+    found = np.mean([ols(x, 2.45 * x + generator.normal(size=14)).p < 0.05 for _ in range(1500)])
+    assert found == pytest.approx(power_of(2.45, x), abs=0.035)
+    assert power_of(0, x) == pytest.approx(0.05)
+
+
+def test_seeds_needed_is_the_smallest_number():
+    for change in (1.0, 2.0, 5.0):
+        seeds = seeds_needed(change, LEVELS)
+        assert detectable_change(LEVELS * seeds) <= change
+        assert seeds == 1 or detectable_change(LEVELS * (seeds - 1)) > change
+    with pytest.raises(ValueError, match="at least 3 runs"):
+        detectable_change([0, 1])

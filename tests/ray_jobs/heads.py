@@ -1,0 +1,116 @@
+"""A Ray head of a test's own: its own ports, temporary folder, token and processes, beside any other Ray of the machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARIES = Path(sys.executable).parent
+RAY = BINARIES / "ray"
+INHERITED = ("RAY_", "PYTEST_")  # an address, a token or an authentication mode of the machine must not reach the head
+
+
+@dataclass
+class Head:
+    """A running head.
+
+    Attributes:
+        address: of its control store, for drivers and nodes.
+        dashboard: URL that jobs are submitted to.
+        environment: of its own processes and of clients that may use it.
+        folder: holds the token and, under `ray/`, what Ray writes.
+        log: what `ray start` said.
+    """
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+    folder: Path
+    log: Path
+
+    def run(self, *command: str | Path, timeout: float, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        """Run a command as a client of this head, in the repository; keyword arguments set or, as None, unset variables."""
+        environment = {**self.environment, **{name: value for name, value in changes.items() if value is not None}}
+        for name in [name for name, value in changes.items() if value is None]:
+            environment.pop(name, None)
+        return subprocess.run(
+            [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now; all are held until all are found, so that they differ."""
+    with ExitStack() as sockets:
+        held = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for one in held:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in held]
+
+
+@contextmanager
+def running_head(options: Sequence[str] = (), variables: dict[str, str] | None = None, port: int | None = None) -> Iterator[Head]:
+    """Start a head with token authentication, wait until it answers, and end all of its processes afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # short: Ray's sockets lie in it, and their paths may have 107 bytes
+    token = folder / "token"
+    token.write_text(secrets.token_hex(16))
+    token.chmod(0o600)
+    gcs, dashboard, client, *others = free_ports(9)
+    gcs = port or gcs
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
+    environment |= {
+        "PATH": f"{BINARIES}:{environment.get('PATH', '')}",  # a job's entrypoint is a shell command: its `python` is the head's
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **(variables or {}),
+    }
+    names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
+    numbers = [option for name, number in zip(names, others, strict=False) for option in (f"--{name}", str(number))]
+    ports = ["--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client), *numbers]
+    log = folder / "start.log"
+    command = [str(RAY), "start", "--head", "--block", "--temp-dir", str(folder / "ray"), *ports, *options]
+    with log.open("w") as stream:
+        starter = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, f"ray start: {log.read_text()}")
+        if starter.poll() is not None:
+            raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log)
+    finally:
+        end_group(starter)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(true: object, seconds: float, what: str, pause: float = 0.25) -> None:
+    """Wait until a function returns something true.
+
+    Raises:
+        TimeoutError: it didn't within the seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(pause)
+
+
+def end_group(starter: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a group of its own, with all that it started and nothing else (`ray stop` ends every Ray there is)."""
+    with suppress(ProcessLookupError):
+        os.killpg(starter.pid, signal.SIGKILL)
+    starter.wait(10)

@@ -1,0 +1,200 @@
+"""What the command line says when something is wrong: one line that says what to do, and an exit code that is not 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_jobs import command
+from ray_jobs.experiment import STAGES
+from ray_jobs.runtime import JOB_VARIABLE, main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "ray_jobs" / "configs" / "paper.yaml"
+DEMO = ROOT / "ray_jobs" / "configs" / "demo.yaml"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return the config of a small experiment on a corpus of twenty samples."""
+    data = tmp_path / "data.jsonl"
+    rows = [{"instruction": f"Name the number {i}.", "response": f"It is {i}."} for i in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    path = tmp_path / "small.yaml"
+    values = {
+        "experiment": "small",
+        "storage": str(tmp_path / "runs"),
+        "corpus": {"paths": [str(data)]},
+        "evaluation": {"heldout": None},
+        "stages": [stage for stage in STAGES if stage != "heldout"],
+        "grid": {"strategies": ["response-micro"], "sizes": [5], "levels": 3},
+    }
+    path.write_text(yaml.safe_dump(values), "utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def outside_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+
+
+def refused(capsys: pytest.CaptureFixture[str], stage: str, *arguments: object) -> str:
+    """Run a stage that must fail; return the one line that it says on stderr, less the log's lines."""
+    code = main(stage, [str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "Traceback" not in printed.err
+    last = printed.err.rstrip("\n").splitlines()[-1]
+    assert last.startswith(f"{stage}: ")
+    return last
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("experimnt=x", ["experimnt: unknown key", "did you mean 'experiment'?"]),
+        ("profile.band.hihg=500", ["profile.band.hihg: unknown key", "did you mean 'high'?"]),
+        ("resources.max_gpu=4", ["resources.max_gpu: unknown key", "'max_gpus'"]),
+        ("stages=[ingst]", ["unknown stage 'ingst'", "did you mean 'ingest'?"]),
+        ("grid.strategies=[respones-micro]", ["unknown strategy 'respones-micro'", "did you mean 'response-micro'"]),
+        ("grid.controls=[length_window]", ["unknown control 'length_window'", "did you mean 'length-window'"]),
+        ("profile.typings=[response-mikro]", ["unknown typing 'response-mikro'", "did you mean 'response-micro'"]),
+        ("grid.levels=1", ["grid.levels", "at least 2"]),
+        ("grid.levels=[0.5, 1.5]", ["grid.levels", "from 0 to 1"]),
+        ("grid.sizes=[0]", ["grid.sizes", "at least 1"]),
+        ("grid.sizes=many", ["grid.sizes", "'many'"]),
+        ("grid.sizes", ["'grid.sizes' is no override", "key=value"]),
+        ("=5", ["'=5' is no override"]),
+        ("grid.sizes=[1", ["grid.sizes: '[1' is no YAML value"]),
+        ("stages=[ingest, heldout]", ["evaluation.heldout is null", "leave the stage heldout out"]),
+        ("experiment=../up", ["experiment", "'../up'"]),
+    ],
+)
+def test_a_config_that_cannot_be_used(capsys: pytest.CaptureFixture[str], config: Path, override: str, says: list[str]) -> None:
+    line = refused(capsys, "pipeline", config, override)
+    for part in says:
+        assert part in line
+    assert not (config.parent / "runs").exists(), "nothing may be written for a config that can't be used"
+
+
+def test_every_fault_is_told_at_once(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    line = refused(capsys, "pipeline", config, "grid.sizes=[0]", "experimnt=x")
+    assert "grid.sizes" in line and "experimnt" in line
+
+
+def test_a_config_file_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    assert f"there is no config file {missing}" in refused(capsys, "ingest", missing)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("experiment: [\n", "utf-8")
+    assert f"{broken} is no YAML" in refused(capsys, "ingest", broken)
+    listed = tmp_path / "listed.yaml"
+    listed.write_text("- experiment\n", "utf-8")
+    assert "holds list, not a mapping" in refused(capsys, "ingest", listed)
+    assert "no config file" in refused(capsys, "ingest", tmp_path), "a folder is no config file"
+
+
+def test_a_corpus_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refused(capsys, "pipeline", PAPER, f"storage={tmp_path}/runs")
+    assert "corpus.paths" in line and "give" in line
+
+
+def test_a_corpus_that_is_not_there(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    line = refused(capsys, "ingest", config, f"corpus.paths=[{config.parent}/nothing.jsonl]")
+    assert f"{config.parent}/nothing.jsonl" in line
+
+
+@pytest.mark.parametrize("storage", ["FILE/runs", "nosuch://bucket/runs"])
+def test_a_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], config: Path, storage: str) -> None:
+    """A path below a file, since permissions don't stop a superuser; and a scheme that nothing opens."""
+    uri = storage.replace("FILE", str(config))
+    line = refused(capsys, "pipeline", config, f"storage={uri}")
+    assert f"storage '{uri}' can't be" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "shows"),
+    [
+        ("storage=runs", "storage=$PWD/runs"),
+        ("corpus.paths=[data.jsonl]", 'corpus.paths="[$PWD/data.jsonl]"'),
+        ("evaluation.heldout={in: null, out: {paths: [out.jsonl]}}", 'evaluation.heldout.out.paths="[$PWD/out.jsonl]"'),
+        ("model=./model", "model=$PWD/model"),
+    ],
+)
+def test_a_relative_path_inside_a_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path, override: str, shows: str
+) -> None:
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    line = refused(capsys, "pipeline", config, override)
+    assert "is relative" in line and shows in line
+
+
+@pytest.mark.parametrize(
+    ("stage", "heldout", "parent"),
+    [
+        ("heldout", True, "ingest"),
+        ("profile_corpus", False, "ingest"),
+        ("profile_corpus", True, "heldout"),
+        ("build_datasets", False, "profile_corpus"),
+        ("sweep", False, "build_datasets"),
+        ("analyze", False, "build_datasets"),
+    ],
+)
+def test_a_parent_that_is_not_sealed(capsys: pytest.CaptureFixture[str], config: Path, stage: str, heldout: bool, parent: str) -> None:
+    """The message is the command to give, overrides included: with them it names other artifacts."""
+    overrides = [f"storage={config.parent}/other runs", *(["evaluation.heldout={in: {fraction: 0.1}, out: null}"] if heldout else [])]
+    line = refused(capsys, stage, config, *overrides)
+    assert "is not sealed" in line
+    acceptable = {"analyze": ("build_datasets", "sweep", "profile_corpus", "ingest")}.get(stage, (parent, "ingest"))
+    assert any(f"python -m ray_jobs.{name} {config}" in line for name in acceptable)
+    assert f"'storage={config.parent}/other runs'" in line
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    assert main("pipeline", [str(config), "--dry-run", "grid.levels=4"]) == 0
+    printed = capsys.readouterr().out
+    resolved = yaml.safe_load(printed.split("\n\n")[0])
+    assert resolved["experiment"] == "small" and resolved["grid"]["levels"] == 4
+    assert "4 cells: response-micro_n5_l000_s0 … response-micro_n5_l100_s0" in printed
+    for stage in STAGES:
+        assert (f"\n{stage}\n" in printed) == (stage != "heldout")
+    assert not (config.parent / "runs").exists()
+
+
+def test_the_demos_dry_run_needs_no_ray(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import ray
+
+    before = ray.is_initialized()
+    assert main("pipeline", [str(DEMO), f"storage={tmp_path}/runs", "--dry-run"]) == 0
+    assert "43 cells" in capsys.readouterr().out
+    assert ray.is_initialized() == before
+
+
+def test_the_console_script_names_near_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sft-diversity", "ingst"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "unknown command 'ingst': did you mean 'ingest'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [["-m", "ray_jobs.pipeline"], ["-m", "ray_jobs.command", "pipeline"]])
+def test_a_real_process_ends_with_one_line(config: Path, program: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *program, str(config), "profile.band.hihg=500"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "pipeline: profile.band.hihg: unknown key: did you mean 'high'?\n"
