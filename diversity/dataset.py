@@ -1,16 +1,21 @@
-"""A finished dataset, read again: what it holds is recounted from its own rows, and a dataset that misses its target is an error."""
+"""Datasets on disk: written in one pass over the corpus, then read again and recounted from their own rows.
+
+A dataset that misses its target is an error, never a warning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from diversity.artifact import digest
+from diversity.artifact import Artifact, digest
 from diversity.cell import Cell
 from diversity.config import UserError
 from diversity.incidence import Incidence
@@ -48,6 +53,39 @@ class Corpus:
         if not known.all():
             raise DatasetError(f"sample {ids[~known][0].decode()} is not in the corpus")
         return rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What goes into one dataset: rows of the corpus, ascending int64, and what each was chosen for, int32 (-1: nothing)."""
+
+    rows: np.ndarray
+    chosen_for: np.ndarray
+
+
+def write(corpus: Artifact, choices: Mapping[Artifact, Choice]) -> None:
+    """Write the rows of many datasets in one pass over the corpus, so that no more than one part of it is in memory.
+
+    Args:
+        corpus: the sealed corpus, parts in order of sample_id.
+        choices: begun dataset artifacts and what goes into them.
+    """
+    filesystem, _ = corpus.storage.filesystem()
+    with ExitStack() as stack:
+        writers = {}
+        for artifact in choices:
+            stream = stack.enter_context(artifact.open_output("data/part-00000.parquet"))
+            writers[artifact] = stack.enter_context(pq.ParquetWriter(stream, DATASET_SCHEMA, compression="zstd"))
+        start = 0
+        for part in corpus.parts():
+            table = pq.read_table(part, columns=SAMPLE_SCHEMA.names, filesystem=filesystem).cast(SAMPLE_SCHEMA)
+            for artifact, choice in choices.items():
+                low, high = np.searchsorted(choice.rows, (start, start + len(table)))
+                if low < high:
+                    taken = table.take(pa.array(choice.rows[low:high] - start))
+                    reasons = pa.array(choice.chosen_for[low:high], pa.int32())
+                    writers[artifact].write_table(taken.append_column(DATASET_SCHEMA.field("chosen_for"), reasons))
+            start += len(table)
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

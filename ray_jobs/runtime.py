@@ -22,6 +22,7 @@ import yaml
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
 from ray_jobs.experiment import Experiment, load_experiment
+from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,11 @@ class Context:
         """Return the experiment's index."""
         return Index(self.storage, self.experiment.experiment)
 
+    @cached_property
+    def model_folder(self) -> Path:
+        """Return the local folder of the model's tokenizer, and of its weights where only training asks for them."""
+        return resolve_model(self.experiment.model, cache_folder(), tokenizer_only=True)
+
     def connect(self) -> None:
         """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own."""
         if self._connected or ray.is_initialized():
@@ -173,6 +179,26 @@ class Context:
         finally:
             filesystem, root = self.storage.filesystem()
             filesystem.delete_file(f"{root}/{probe}")
+
+
+def finished(what: str, references: list[Any], *, per_task: int = 1, total: int | None = None) -> None:
+    """Wait for tasks, say every few seconds how many are done, and raise the first error.
+
+    Args:
+        what: what a task's product is called in the log.
+        references: of the tasks.
+        per_task: how many things a task makes.
+        total: how many there are in all, where the last task makes fewer.
+    """
+    total = total if total is not None else per_task * len(references)
+    waiting, said = list(references), 0.0
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=min(len(waiting), 1), timeout=5)
+        for reference in done:
+            ray.get(reference)
+        if time.monotonic() - said > 5 or not waiting:
+            said = time.monotonic()
+            logger.info("%s: %d of %d", what, min(total, per_task * (len(references) - len(waiting))), total)
 
 
 def configure_ray_data() -> None:

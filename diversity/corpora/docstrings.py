@@ -7,6 +7,7 @@ environment's compiled packages can't be loaded.
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.util
 import inspect
 import re
@@ -77,9 +78,7 @@ def _objects_of(path: Path, module: str) -> Iterator[Documented]:
     """Yield the documented objects of one file. A file that isn't UTF-8 or doesn't parse (a template) holds none."""
     try:
         source = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+        tree = _parsed(source)
     except (SyntaxError, ValueError):
         return
     docstring = _docstring(tree)
@@ -93,6 +92,19 @@ def _objects_of(path: Path, module: str) -> Iterator[Documented]:
         if docstring and name not in seen:
             seen.add(name)
             yield Documented(f"{module}.{name}", module, name, kind, signature_of(node, lines), docstring)
+
+
+def _parsed(source: str) -> ast.Module:
+    """Return the syntax tree. The garbage collector pauses: it would look through millions of nodes that refer to no cycle."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _definitions(node: ast.AST, owners: tuple[str, ...], kind: str) -> Iterator[tuple[Definition, tuple[str, ...], str]]:

@@ -92,7 +92,7 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
             raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
         yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log)
     finally:
-        end_group(starter)
+        end_session(starter)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -109,8 +109,13 @@ def wait_for(true: object, seconds: float, what: str, pause: float = 0.25) -> No
         time.sleep(pause)
 
 
-def end_group(starter: subprocess.Popen[bytes]) -> None:
-    """Kill a process that leads a group of its own, with all that it started and nothing else (`ray stop` ends every Ray there is)."""
+def end_session(starter: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session of its own, with all that it started and nothing else (`ray stop` ends every Ray there is)."""
     with suppress(ProcessLookupError):
         os.killpg(starter.pid, signal.SIGKILL)
     starter.wait(10)
+    for stat in Path("/proc").glob("[0-9]*/stat"):  # Ray's workers have groups of their own; without /proc they go when they notice
+        with suppress(OSError):
+            session = stat.read_text().rpartition(")")[2].split()[3]
+            if session == str(starter.pid):
+                os.kill(int(stat.parent.name), signal.SIGKILL)

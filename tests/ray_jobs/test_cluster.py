@@ -9,7 +9,7 @@ import re
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -67,9 +67,9 @@ def test_workers_come_and_go_on_spot_and_the_head_stays(written: dict[str, Any])
     assert types["head"]["resources"]["driver"] == 1
 
 
-def nodes_for(prepared: dict[str, Any], demands: list[dict[str, float]], spread: bool = False) -> tuple[dict[str, int], list[Any]]:
+def nodes_for(prepared: dict[str, Any], demands: list[Any]) -> tuple[dict[str, int], list[Any]]:
     """Return the workers that Ray's own scheduler would start beside the head, and the demands it finds no place for."""
-    scorer = functools.partial(_resource_based_utilization_scorer, node_availability_summary=None)
+    scorer: Any = functools.partial(_resource_based_utilization_scorer, node_availability_summary=cast(Any, None))
     return get_nodes_for(
         prepared["available_node_types"],
         {"head": 1},
@@ -77,7 +77,6 @@ def nodes_for(prepared: dict[str, Any], demands: list[dict[str, float]], spread:
         prepared["max_workers"],
         demands,
         lambda node, bundles, _: scorer(node, bundles),
-        strict_spread=spread,
     )
 
 

@@ -1,0 +1,148 @@
+"""Build every dataset of the grid: prune each typing once, choose, write, read again, seal; then measure what was built.
+
+`python -m ray_jobs.build_datasets CONFIG.yaml [key=value …]`. The rows of a batch of cells are written in one pass over the corpus.
+Posterior metrics are artifacts of their own, made in tasks of their own after the datasets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.cell import SIDES, Cell, is_typing
+from ray_jobs import dataset_tasks, heldout, profile_corpus
+from ray_jobs.dataset_tasks import Sources
+from ray_jobs.runtime import Context, finished, main
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+CELLS_A_BATCH = 8
+
+
+def peel_artifact(context: Context, typing: str) -> Artifact:
+    """Return the artifact of a typing's pruning: its types in the order in which they are given up."""
+    selection = context.experiment.selection
+    name = fingerprint(
+        stage="peel",
+        version=VERSION,
+        config=selection.model_dump(mode="json", include={"algorithm", "type_order", "closure", "outliers"}),
+        packages=package_versions("numpy"),
+        parents=[profile_corpus.profile_artifact(context, typing).fingerprint],
+    )
+    return context.storage.artifact("peel", name)
+
+
+def dataset_artifact(context: Context, cell: Cell) -> Artifact:
+    """Return the artifact of a cell's dataset. k follows from what is hashed here: fraction, sizes, selection and profiles."""
+    experiment = context.experiment
+    request = {**cell.describe(), "level": None if cell.level is None else str(cell.level)}
+    if experiment.selection.kmin_from == "largest":
+        request["largest"] = max(experiment.grid.sizes)
+    if cell.strategy == "random" and cell.control.endswith("-quota"):
+        request["quota_from"] = experiment.grid.random_quota_from
+    profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}
+    selection = experiment.selection.model_dump(mode="json", exclude={"materialise"})
+    name = fingerprint(
+        stage="dataset",
+        version=VERSION,
+        config={"cell": request, "selection": selection, "profiles": profiles},
+        packages=package_versions("numpy", "pyarrow"),
+        parents=[heldout.corpus_artifact(context).fingerprint],
+    )
+    return context.storage.artifact("datasets", name)
+
+
+def metrics_artifact(context: Context, cell: Cell) -> Artifact:
+    """Return the artifact of the posterior metrics of a cell's dataset."""
+    sides = [profile_corpus.embedding_artifact(context, side).fingerprint for side in SIDES]
+    tokens = profile_corpus.profile_artifact(context, "response-micro").fingerprint
+    parents = [dataset_artifact(context, cell).fingerprint, tokens, *sides]
+    name = fingerprint(stage="metrics", version=VERSION, packages=package_versions("numpy"), parents=parents)
+    return context.storage.artifact("metrics", name)
+
+
+def plan(context: Context) -> Iterator[str]:
+    """Yield what is sealed and what would be built."""
+    cells = context.experiment.cells
+    sealed = sum(dataset_artifact(context, cell).sealed for cell in cells)
+    yield f"{len(cells)} datasets, {sealed} sealed; {sum(cell.size for cell in cells):,} samples to choose, write and read again"
+
+
+def run(context: Context) -> None:
+    """Build, check and seal every dataset of the grid, then its posterior metrics."""
+    experiment = context.experiment
+    corpus = context.require(heldout.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else "ingest")
+    profiles = {t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings}
+    embeddings = {side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in SIDES}
+    sources = Sources(corpus, profiles, embeddings, experiment.selection, experiment.grid)
+    datasets = {cell: dataset_artifact(context, cell) for cell in experiment.cells}
+    metrics = {cell: metrics_artifact(context, cell) for cell in experiment.cells}
+    peels = {typing: peel_artifact(context, typing) for typing in _dialled(experiment.cells, experiment.grid.random_quota_from)}
+    unbuilt = [cell for cell in datasets if not datasets[cell].sealed]
+    unmeasured = [cell for cell in metrics if not metrics[cell].sealed]
+    logger.info("%d datasets: %d to build, %d to measure", len(datasets), len(unbuilt), len(unmeasured))
+    if unbuilt or unmeasured:
+        context.connect()
+        samples = ray.remote(dataset_tasks.load_samples).remote(sources)
+        if unbuilt:
+            _build(sources, samples, peels, {cell: datasets[cell] for cell in unbuilt})
+            context.index.add_many("peel", dict(peels))
+            context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
+        task = ray.remote(dataset_tasks.measure_dataset)
+        finished(
+            "metrics",
+            [task.remote(sources, cell, datasets[cell], metrics[cell], samples, experiment.model) for cell in unmeasured],
+            per_task=1,
+        )
+    context.index.add_many("peel", dict(peels))
+    context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
+    context.index.add_many("metrics", {cell.name: artifact for cell, artifact in metrics.items()})
+
+
+def _build(sources: Sources, samples: Any, peels: dict[str, Artifact], unbuilt: dict[Cell, Artifact]) -> None:
+    """Prune, choose and write on the cluster; a dataset is sealed by the task that wrote and checked it."""
+    loaded = {typing: ray.remote(dataset_tasks.load_typing).remote(sources, typing) for typing in sources.profiles}
+    prune = ray.remote(dataset_tasks.prune_typing)
+    pruned = {typing: prune.remote(loaded[typing], samples, sources.selection, peel) for typing, peel in peels.items()}
+    choose = ray.remote(dataset_tasks.choose)
+    picks: dict[Cell, Any] = {}
+    for _, group in itertools.groupby(unbuilt, key=lambda cell: (cell.strategy, cell.control)):
+        cells = list(group)
+        needed = list(_dialled(cells, sources.grid.random_quota_from))
+        options = choose.options(num_returns=len(cells))
+        refs = options.remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
+        picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
+    finished("chosen", list(picks.values()), per_task=1)
+    write = ray.remote(dataset_tasks.write_and_seal)
+    batches = [list(unbuilt)[i : i + CELLS_A_BATCH] for i in range(0, len(unbuilt), CELLS_A_BATCH)]
+    written = [
+        write.remote(
+            sources,
+            batch,
+            [unbuilt[cell] for cell in batch],
+            samples,
+            list(loaded),
+            *loaded.values(),
+            *(picks[cell] for cell in batch),
+        )
+        for batch in batches
+    ]
+    finished("written and sealed", written, per_task=CELLS_A_BATCH, total=len(unbuilt))
+
+
+def _dialled(cells: list[Cell], random_quota_from: str) -> dict[str, None]:
+    """Return the typings whose pruning the cells need, in order, each once."""
+    needed = dict.fromkeys(cell.strategy for cell in cells if is_typing(cell.strategy))
+    if any(cell.strategy == "random" and cell.control.endswith("-quota") for cell in cells):
+        needed[random_quota_from] = None
+    return needed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("build_datasets"))

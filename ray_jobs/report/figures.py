@@ -1,0 +1,97 @@
+"""What all pictures share: a panel, colours for sizes, and how rows of cells become lines over levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ray_jobs.report import svg
+from ray_jobs.report.svg import SERIES, SETTINGS
+
+Row = dict[str, Any]
+Series = dict[int, tuple[list[Row], list[float], list[float]]]
+PANEL = (320, 230)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with its heading; `remark` says what it lacks."""
+
+    title: str
+    svg: str
+    remark: str = ""
+
+
+def size_colours(sizes: Iterable[int]) -> dict[int, str]:
+    """Return a colour for each size, stronger for larger; a single size takes the middle one."""
+    ordered = sorted(set(sizes))
+    palette = SERIES[1:2] if len(ordered) == 1 else SERIES
+    return {size: palette[min(i, len(palette) - 1)] for i, size in enumerate(ordered)}
+
+
+def panel_keys(cells: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (strategy, control) of everything that has levels, in order of appearance."""
+    return list(dict.fromkeys((row["strategy"], row["control"]) for row in cells if row["level"] is not None))
+
+
+def panel_title(strategy: str, control: str) -> str:
+    """Return the heading of a strategy's panel."""
+    return strategy if control == "none" else f"{strategy}, {control}"
+
+
+def level_axis(axes: Axes) -> None:
+    """Make the x axis one of nominal levels in per cent."""
+    axes.set_xlim(-4, 104)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("level (%)")
+
+
+def own_coverage(grid: Sequence[Row], coverage: pa.Table) -> dict[str, float]:
+    """Return each cell's coverage of the typing that its strategy dials."""
+    strategies = {row["cell"]: row["strategy"] for row in grid}
+    return {row["cell"]: row["coverage"] for row in coverage.to_pylist() if row["typing"] == strategies.get(row["cell"])}
+
+
+def by_size(grid: Sequence[Row], strategy: str, control: str, value: Callable[[Row], float]) -> Series:
+    """Return for each size the rows of a strategy in order of level, levels in per cent and values; the first subset seed only."""
+    rows = first_seed([row for row in grid if row["level"] is not None], strategy, control)
+    series = {}
+    for size in sorted({row["size"] for row in rows}):
+        mine = [row for row in rows if row["size"] == size]
+        series[size] = (mine, [100 * row["level"] for row in mine], [value(row) for row in mine])
+    return series
+
+
+def first_seed(grid: Sequence[Row], strategy: str, control: str) -> list[Row]:
+    """Return a strategy's rows of the smallest subset seed by size and level: datasets of further seeds look alike."""
+    rows = [row for row in grid if (row["strategy"], row["control"]) == (strategy, control) and row["level"] is not None]
+    seed = min((row["subset_seed"] for row in rows), default=0)
+    return sorted((row for row in rows if row["subset_seed"] == seed), key=lambda row: (row["size"], row["level"]))
+
+
+def figure(
+    draw: Callable[[Axes], None], identity: str, label: str, titles: Mapping[str, Sequence[str]], size: tuple[float, float] = PANEL
+) -> str:
+    """Return what `draw` puts on a pair of axes, as SVG.
+
+    Args:
+        draw: draws in the stand-in colours of `svg`.
+        identity: names the figure, uniquely in a page.
+        label: says what it shows.
+        titles: gid -> hover titles; filled by `draw`, so read after it.
+        size: in points, which are the page's pixels.
+    """
+    with rc_context(SETTINGS):  # type: ignore[arg-type]
+        canvas = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        draw(canvas.subplots())
+        return svg.render(canvas, _identifier(identity), label, titles)
+
+
+def _identifier(text: str) -> str:
+    return "".join(character if character.isalnum() else "-" for character in text)

@@ -1,0 +1,215 @@
+"""The report's page: tidy tables in, one HTML string out that opens without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from diversity.effects.paper import paper_correlations
+from diversity.effects.tables import MIN_LEVELS, MIN_RUNS
+from ray_jobs.report import plots, score_plots, svg
+from ray_jobs.report.figures import Panel, size_colours
+from ray_jobs.report.score_plots import Score
+
+CELLS_SCHEMA = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("strategy", pa.string()),
+        ("size", pa.int64()),
+        ("level", pa.float64()),
+        ("subset_seed", pa.int64()),
+        ("control", pa.string()),
+        ("samples", pa.int64()),
+        ("k", pa.int64()),
+        ("M", pa.int64()),
+        ("share", pa.float64()),  # k / M
+        ("pool_size", pa.int64()),
+        ("coverage", pa.float64()),  # of the strategy's own typing
+        ("instruction_tokens", pa.int64()),
+        ("response_tokens", pa.int64()),
+        ("instruction_length", pa.float64()),  # mean tokens
+        ("response_length", pa.float64()),
+        ("dataset", pa.string()),  # path relative to the storage
+    ]
+)
+COVERAGE_SCHEMA = pa.schema([("cell", pa.string()), ("typing", pa.string()), ("coverage", pa.float64())])
+SOURCES_SCHEMA = pa.schema([("cell", pa.string()), ("source", pa.string()), ("samples", pa.int64())])
+MORE_SCORES = 6  # further scores that get panels of their own
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The document frequencies of a micro typing's tokens, with the band: low, high, n_low, n_mid, n_high."""
+
+    typing: str
+    df: NDArray[np.integer]
+    band: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Samples of a strategy's least and most diverse dataset, side by side; each sample is (instruction, response)."""
+
+    strategy: str
+    low: str
+    high: str
+    low_samples: Sequence[tuple[str, str]]
+    high_samples: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report shows.
+
+    Attributes:
+        experiment: its name.
+        note: the first line, or None.
+        facts: (what, value) pairs about corpus, model and method.
+        cells: CELLS_SCHEMA.
+        coverage: COVERAGE_SCHEMA.
+        sources: SOURCES_SCHEMA.
+        results: `diversity.effects.RESULTS_SCHEMA`.
+        effects: `diversity.effects.EFFECTS_SCHEMA`.
+        curves: of the micro typings.
+        pairs: samples to look at; empty where no text may be shown.
+        planned: how many cells the grid has, built or not.
+    """
+
+    experiment: str
+    note: str | None
+    facts: Sequence[tuple[str, str]]
+    cells: pa.Table
+    coverage: pa.Table
+    sources: pa.Table
+    results: pa.Table
+    effects: pa.Table
+    planned: int
+    curves: Sequence[Curve] = field(default=())
+    pairs: Sequence[Pair] = field(default=())
+
+
+def render(data: ReportData, link_root: str) -> str:
+    """Return the page.
+
+    Args:
+        data: what it shows.
+        link_root: relative way from the page's folder to the storage, e.g. `../../../`, for links to datasets.
+    """
+    found = score_plots.scores(data.results)
+    source_panels, source_legend, source_size = plots.source_panels(data.cells, data.sources)
+    sizes = size_colours(data.cells["size"].to_pylist())
+    template = _environment().get_template("template.html.j2")
+    return template.render(
+        data=data,
+        style=_text("style.css"),
+        script=_text("script.js"),
+        light=svg.css_variables(svg.LIGHT),
+        dark=svg.css_variables(svg.DARK),
+        size_legend=[(f"{size:,} samples", svg.VARIABLES[colour]) for size, colour in sizes.items()],
+        curves=[(curve.typing, plots.token_curve(curve.typing, curve.df, curve.band)) for curve in data.curves],
+        score=found[0] if found else None,
+        more=[_score_section(data, score) for score in found[1 : 1 + MORE_SCORES]],
+        unscored=plots.coverage_panels(data.cells, data.coverage) if not found else [],
+        main=_score_section(data, found[0]) if found else None,
+        runs=len({run for run in data.results["run"].to_pylist() if run is not None}),
+        coverage_panels=plots.coverage_panels(data.cells, data.coverage),
+        length_panels=plots.length_panels(data.cells),
+        source_panels=source_panels,
+        source_legend=source_legend,
+        source_size=source_size,
+        min_levels=MIN_LEVELS,
+        min_runs=MIN_RUNS,
+        cells_json=_json({"root": link_root, "columns": _columns(data.results), "rows": cell_rows(data)}),
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSection:
+    """One score's part of the page."""
+
+    score: Score
+    panels: list[Panel]
+    by_coverage: list[Panel]
+    slopes: list[dict[str, Any]]
+    correlations: list[Panel]
+    correlation_runs: int
+
+
+def _score_section(data: ReportData, score: Score) -> ScoreSection:
+    panels = score_plots.score_panels(data.cells, data.results, score, data.coverage)
+    by_coverage = score_plots.score_panels(data.cells, data.results, score, data.coverage, "coverage")
+    wanted = {"evaluator": score.evaluator, "split": score.split, "metric": score.metric}
+    rows = [row for row in data.effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
+    slopes = [row for row in rows if row["kind"] == "slope" and row["predictor"] == "level" and row["method"] == "ols"]
+    without = {_slope_key(row): row for row in slopes if row["subset"] == "without level 0"}
+    merged = [{**row, "without": without.get(_slope_key(row))} for row in slopes if row["subset"] == "all"]
+    runs = max((row["n"] for row in rows if row["kind"] == "correlation"), default=0)
+    correlations = score_plots.correlation_panels(data.effects, score, paper_correlations())
+    return ScoreSection(score, panels, [p for p in by_coverage if not p.remark], merged, correlations, runs)
+
+
+def _slope_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["strategy"], row["size"], row["control"]
+
+
+def cell_rows(data: ReportData) -> list[list[Any]]:
+    """Return the rows of the list of cells in the order of `_columns`, with the mean score of its runs at the end."""
+    found = score_plots.scores(data.results)
+    scored: dict[str, list[dict[str, Any]]] = {}
+    if found:
+        for row in score_plots.score_rows(data.results, found[0]):
+            scored.setdefault(row["cell"], []).append(row)
+    rows = []
+    for cell in data.cells.to_pylist():
+        runs = scored.get(cell["cell"], [])
+        value = float(np.mean([run["value"] for run in runs])) if runs else None
+        error = _standard_error(runs)
+        length = None if cell["response_length"] is None else round(cell["response_length"], 1)
+        coverage = None if cell["coverage"] is None else round(cell["coverage"], 4)
+        level = None if cell["level"] is None else round(cell["level"], 4)
+        values = [cell["cell"], cell["strategy"], cell["size"], level, cell["control"], cell["k"], cell["pool_size"], coverage, length]
+        rows.append([*values, len(runs), value, error, cell["dataset"]])
+    return rows
+
+
+def _standard_error(runs: Sequence[dict[str, Any]]) -> float | None:
+    """Return the standard error over runs, or the one run's own."""
+    if len(runs) > 1:
+        return float(np.std([run["value"] for run in runs], ddof=1) / np.sqrt(len(runs)))
+    return runs[0]["se"] if runs else None
+
+
+def _columns(results: pa.Table) -> list[list[str]]:
+    """Return [heading, kind] of the list of cells; the kind tells the page how to write and sort it."""
+    found = score_plots.scores(results)
+    columns = [["cell", "link"], ["strategy", "text"], ["size", "count"], ["level", "percent"], ["control", "text"]]
+    columns += [["k", "count"], ["pool", "count"], ["coverage", "percent"], ["tokens a response", "number"]]
+    return [*columns, ["runs", "count"], [found[0].label if found else "score", "score"]]
+
+
+def _json(value: Any) -> str:
+    """Return JSON that may stand in a script element: no tag can begin in it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _text(name: str) -> str:
+    return resources.files("ray_jobs.report").joinpath(name).read_text("utf-8")
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["signed"] = lambda value, digits=3: f"{value:+.{digits}g}".replace("-", "−")
+    environment.filters["p"] = lambda value: "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return environment

@@ -1,0 +1,181 @@
+"""How a model is fine-tuned: everything that a run's scores depend on beside its dataset and its model. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from diversity.config import Config
+
+Stage = Literal[0, 1, 2, 3]
+Precision = Literal["fp32", "bf16"]
+
+# What changes neither the weights nor the scores, or is an axis of its own, so that it is no part of a run's identity.
+NOT_IDENTITY = frozenset({"training_seeds", "row_tokens", "precision", "checkpoint_every", "keep", "retrain"})
+
+
+class BudgetConfig(Config):
+    """How long a run trains: exactly one of the two.
+
+    Attributes:
+        response_tokens: response tokens in all, whatever the dataset's length; a shorter dataset is repeated.
+        epochs: passes over the dataset; a fraction is allowed.
+    """
+
+    response_tokens: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BudgetConfig:
+        if (self.response_tokens is None) == (self.epochs is None):
+            raise ValueError("give either {response_tokens: T} or {epochs: E}")
+        return self
+
+    def tokens(self, per_epoch: int) -> int:
+        """Return the response tokens of a run over a dataset that holds so many response tokens."""
+        if self.response_tokens is not None:
+            return self.response_tokens
+        return max(1, round((self.epochs or 0) * per_epoch))
+
+
+class ZeroConfig(Config):
+    """How DeepSpeed spreads a model's state over the ranks.
+
+    Attributes:
+        stage: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too.
+        offload: what lies in the memory of the host: nothing, the optimizer's state (stages 1 to 3), or the parameters too (stage 3).
+    """
+
+    stage: Stage = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ZeroConfig:
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("offload 'optimizer' needs stage 1, 2 or 3")
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("offload 'all' needs stage 3")
+        return self
+
+
+class LoraConfig(Config):
+    """Train low-rank additions to the linear layers in place of all weights; the export merges them.
+
+    Attributes:
+        rank: inner dimension r.
+        alpha: the addition is scaled by alpha / r.
+        dropout: on the addition's input, in [0, 1).
+        targets: names of linear layers, or `all-linear`.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class SftConfig(Config):
+    """One fine-tuning. The loss is the mean over the response tokens of a global batch.
+
+    Attributes:
+        budget: response tokens or epochs.
+        training_seeds: seeds of the data order (and of LoRA's start); every dataset is trained with each.
+        world_size: ranks of a run.
+        max_length: tokens of a sample, prompt and response, that the model sees at most.
+        overlong: longer samples lose the end of their response (`truncate`), or are left out (`drop`); both are counted.
+        template: chat template; `auto` reads the model's own, and takes `plain` for a base model without one.
+        response_tokens_per_step: size of the global batch of an optimizer step, in response tokens, exactly.
+        row_tokens: tokens that pass through the model at once on a rank, at least max_length; None takes max_length.
+        lr: peak learning rate.
+        schedule: how it falls to zero after the warm-up.
+        warmup: share of the steps in which it rises from zero.
+        clip: largest norm of the gradient; None does not clip.
+        weight_decay: of matrices (not of norms and biases).
+        betas: of AdamW.
+        zero: DeepSpeed's ZeRO stage and offload.
+        precision: `auto` is bf16 on a GPU and fp32 on a CPU.
+        gradient_checkpointing: compute activations twice to save memory.
+        lora: train low-rank additions only; None trains all weights.
+        checkpoint_every: steps between checkpoints from which a killed run goes on; None makes none.
+        keep: which weights stay once scores are sealed.
+        retrain: allow training again what has been trained, where weights are asked for that are gone.
+    """
+
+    budget: BudgetConfig = BudgetConfig(epochs=3)
+    training_seeds: list[int] = Field(default=[0], min_length=1)
+    world_size: int = Field(default=1, ge=1)
+    max_length: int = Field(default=2048, ge=8)
+    overlong: Literal["truncate", "drop"] = "truncate"
+    template: Literal["auto", "chatml", "llama-2", "llama-3", "plain"] = "auto"
+    response_tokens_per_step: int = Field(default=16384, ge=1)
+    row_tokens: int | None = Field(default=None, ge=8)
+    lr: float = Field(default=2e-5, gt=0)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    clip: float | None = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    zero: ZeroConfig = ZeroConfig()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    checkpoint_every: int | None = Field(default=200, ge=1)
+    keep: Literal["scores", "best", "all"] = "scores"
+    retrain: bool = False
+
+    @field_validator("training_seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(f"training_seeds are distinct and not negative, not {seeds}")
+        return seeds
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas lie in [0, 1), not {betas}")
+        return betas
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SftConfig:
+        if self.row_tokens is not None and self.row_tokens < self.max_length:
+            raise ValueError(f"row_tokens {self.row_tokens} is below max_length {self.max_length}: a sample must fit a row")
+        tokens = self.budget.response_tokens
+        if tokens is not None and tokens < self.response_tokens_per_step:
+            raise ValueError(
+                f"budget.response_tokens {tokens} is below response_tokens_per_step {self.response_tokens_per_step}: not one whole step"
+            )
+        return self
+
+    @property
+    def capacity(self) -> int:
+        """Return the most tokens of a row."""
+        return self.row_tokens or self.max_length
+
+    def resolved_precision(self, device: str) -> Precision:
+        """Return the precision on a kind of device, `cpu` or `cuda`."""
+        if self.precision == "auto":
+            return "bf16" if device == "cuda" else "fp32"
+        return self.precision
+
+    def identity(self, *, training_seed: int, device: str) -> dict[str, Any]:
+        """Return what a run's fingerprint holds of this: all that changes weights, seed and kind of device included."""
+        chosen = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+        resolved = {"capacity": self.capacity, "precision": self.resolved_precision(device)}
+        return {**chosen, **resolved, "training_seed": training_seed, "device": device}
+
+
+def learning_rate(step: int, steps: int, config: SftConfig) -> float:
+    """Return the learning rate of a step, counted from 0 to steps - 1: a linear rise, then the schedule's fall towards zero.
+
+    The rise takes round(warmup * steps) steps. With p the share of the remaining steps that is done, cosine is
+    lr (1 + cos(pi p)) / 2 and linear lr (1 - p); the last step still has a rate above zero.
+    """
+    rising = round(config.warmup * steps)
+    if step < rising:
+        return config.lr * (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, steps - rising)
+    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done)
