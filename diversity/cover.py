@@ -162,7 +162,7 @@ def _cover_greedy(pool: Pool, k: int, quota: np.ndarray) -> tuple[np.ndarray, np
     lightest = left.sum() + 1
     for c in range(len(leaves)):
         if pool.birth[c] <= k:
-            leaves[c] = -_gain(pool, c, waiting)
+            leaves[c] = pool.indptr[c] - pool.indptr[c + 1] if pool.closed else -_gain(pool, c, waiting)
             lightest = min(lightest, pool.weight[c])
     tree, offsets = build(leaves)
     n = 0

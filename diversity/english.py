@@ -7,8 +7,8 @@ a about above across after again against all almost along already also although 
 anybody anyone anything anyway are aren't around as ask at away back be became because become been before being below
 between both but by came can can't cannot come could couldn't did didn't do does doesn't doing don't done down due during
 each either else enough etc even ever every everyone everything few for from further gave get gets getting give given
-gives go goes going gone got had hadn't has hasn't have haven't having he he'd he'll he's hello help hence her here hers
-herself hi him himself his how however i i'd i'll i'm i've ie if in indeed instead into is isn't it it'd it'll it's its
+gives go goes going gone got had hadn't has hasn't have haven't having he he'd he'll he's hello help hence her here here's hers
+herself hi him himself his how how's however i i'd i'll i'm i've ie if in indeed instead into is isn't it it'd it'll it's its
 itself just keep kept know known last least less let let's like likely made mainly make makes making many may maybe me
 mean means might mine more moreover most mostly much must my myself namely need needs neither never nevertheless next no
 nobody none nor not nothing now of off often oh ok okay on once one ones only onto or other others otherwise our ours

@@ -100,8 +100,8 @@ class _Text:
             except RecursionError:
                 raise ReadError("nested too deeply") from None
             else:
-                if end < len(self._buffer) or self._ended:
-                    break
+                if self._ended or self._buffer[end - 1] in '}]"' or end + LONGEST_TOKEN <= len(self._buffer):
+                    break  # a number that stands at the window's end may go on behind it
             self._grow(step)
             step *= 2
         written, self.at = self._buffer[self.at : end], end

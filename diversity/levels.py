@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numba import njit
 
+from diversity.bound import Bound
 from diversity.controls import Control
 from diversity.cover import Taken, cover
 from diversity.keys import priorities
@@ -24,6 +25,8 @@ from diversity.peel import TypedInputs, admissible, pool_sizes
 from diversity.pool import InfeasibleLevel, InfeasibleSize, Pool, make_pool
 
 logger = logging.getLogger(__name__)
+
+_REFUTE_EVERY = 64  # failed covers between attempts at a proof that skips many
 
 KminFrom = Literal["each", "largest"]
 
@@ -152,12 +155,24 @@ class _Planner:
 
     def down_from(self, k: int, quota: np.ndarray, floor: int) -> tuple[int, Taken]:
         """Return the largest admissible k at or below the given one whose cover fits, and the cover."""
-        lowest, highest = np.searchsorted(self.admissible, (floor, k + 1))
-        for lower in self.admissible[lowest:highest][::-1]:
-            found = self.cover(int(lower), quota)
+        allowed = self.admissible[(self.admissible >= floor) & (self.admissible <= k)]
+        refutation, failures = Bound(self.pool), 0
+        while len(allowed):
+            found = self.cover(int(allowed[-1]), quota)
             if found is not None:
-                return int(lower), found
+                return int(allowed[-1]), found
+            refuted = int(allowed[-1])
+            if failures % _REFUTE_EVERY == 0:
+                refuted = self._refute(refutation, refuted, quota)
+            failures += 1
+            allowed = allowed[: np.searchsorted(allowed, refuted)]
         raise InfeasibleLevel(f"no admissible k from {floor} to {k} of {self.n_types} types has a cover that fits")
+
+    def _refute(self, refutation: Bound, k: int, quota: np.ndarray) -> int:
+        """Return the smallest k' <= k such that k', …, k are proved to have no cover that fits; k itself is known to have none."""
+        while (lower := refutation.refuted_down_to(k - 1, quota)) < k - _REFUTE_EVERY:
+            k = lower
+        return min(k, lower)
 
     def plan(self, size: int, fractions: Sequence[Fraction], common: int | None, largest: int) -> LevelPlan:
         """Return the plan of one size, with its own k_min or the common one."""

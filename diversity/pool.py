@@ -31,6 +31,7 @@ class Pool(NamedTuple):
         starts, members: the candidates of type t, in order, are `members[starts[t]:starts[t+1]]`.
         position: `(M,) int32`; type t counts at k where `position[t] <= k`.
         type_at: `(M,) int64` the types in the order of their ties.
+        closed: all types of a candidate are kept wherever the candidate is in the pool (closure strict).
     """
 
     rows: np.ndarray
@@ -43,6 +44,7 @@ class Pool(NamedTuple):
     members: np.ndarray
     position: np.ndarray
     type_at: np.ndarray
+    closed: bool
 
 
 def make_pool(typed: TypedInputs, control: Control, priority: np.ndarray, k: int) -> Pool:
@@ -69,7 +71,17 @@ def make_pool(typed: TypedInputs, control: Control, priority: np.ndarray, k: int
         columns.indices,
         np.array(typed.position),
         np.argsort(typed.type_tie, kind="stable"),
+        bool(_closed(incidence.indptr, incidence.indices, typed.position, typed.birth[rows])),
     )
+
+
+@njit(cache=True)
+def _closed(indptr: np.ndarray, indices: np.ndarray, position: np.ndarray, births: np.ndarray) -> bool:
+    for c in range(len(births)):
+        for t in indices[indptr[c] : indptr[c + 1]]:
+            if position[t] > births[c]:
+                return False
+    return True
 
 
 @njit(cache=True)

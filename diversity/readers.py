@@ -32,6 +32,7 @@ BATCH_ROWS = 2048
 SPLIT_BYTES = 64 << 20
 BOM = codecs.BOM_UTF8
 
+
 @dataclass(frozen=True)
 class Span:
     """A part of a file that one task reads: bytes of a JSONL file, row groups of a parquet file, or the whole (stop is None).

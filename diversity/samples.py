@@ -190,12 +190,12 @@ def samples_table(samples: Sequence[Sample]) -> pa.Table:
 def excerpt(row: Any) -> str:
     """Return the beginning of a row for people, valid UTF-8 whatever the row holds."""
     if isinstance(row, bytes):
-        return row[:EXCERPT_CHARS].decode("utf-8", "backslashreplace")
+        return row[:EXCERPT_CHARS].decode("utf-8", "backslashreplace")[:EXCERPT_CHARS]
     try:
         shown = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=repr)
     except (TypeError, ValueError, RecursionError) as error:
         shown = f"<{_kind(row)} that can't be shown: {type(error).__name__}>"
-    return shown[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")
+    return shown[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")[:EXCERPT_CHARS]
 
 
 def _detected(row: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:

@@ -7,13 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from diversity.artifact import fingerprint
 from diversity.config import Config
 
 Stage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16"]
 
+VERSION = 1  # raised whenever the code changes what a run computes from the same inputs
+
 # What changes neither the weights nor the scores, or is an axis of its own, so that it is no part of a run's identity.
-NOT_IDENTITY = frozenset({"training_seeds", "row_tokens", "precision", "checkpoint_every", "keep", "retrain"})
+NOT_IDENTITY = frozenset(
+    {"training_seeds", "row_tokens", "precision", "gradient_checkpointing", "checkpoint_every", "max_failures", "keep", "retrain"}
+)
 
 
 class BudgetConfig(Config):
@@ -45,18 +50,20 @@ class ZeroConfig(Config):
 
     Attributes:
         stage: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too.
-        offload: what lies in the memory of the host: nothing, the optimizer's state (stages 1 to 3), or the parameters too (stage 3).
+        offload_optimizer: keep the optimizer's state in the memory of the host; stages 1 to 3.
+        offload_parameters: keep parameters there; stage 3.
     """
 
     stage: Stage = 0
-    offload: Literal["none", "optimizer", "all"] = "none"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> ZeroConfig:
-        if self.offload == "optimizer" and self.stage == 0:
-            raise ValueError("offload 'optimizer' needs stage 1, 2 or 3")
-        if self.offload == "all" and self.stage != 3:
-            raise ValueError("offload 'all' needs stage 3")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3, not 0")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(f"offload_parameters needs stage 3, not {self.stage}")
         return self
 
 
@@ -71,7 +78,7 @@ class LoraConfig(Config):
     """
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
@@ -89,7 +96,7 @@ class SftConfig(Config):
         response_tokens_per_step: size of the global batch of an optimizer step, in response tokens, exactly.
         row_tokens: tokens that pass through the model at once on a rank, at least max_length; None takes max_length.
         lr: peak learning rate.
-        schedule: how it falls to zero after the warm-up.
+        schedule: how it falls to zero after the warm-up; `constant` does not fall.
         warmup: share of the steps in which it rises from zero.
         clip: largest norm of the gradient; None does not clip.
         weight_decay: of matrices (not of norms and biases).
@@ -99,7 +106,8 @@ class SftConfig(Config):
         gradient_checkpointing: compute activations twice to save memory.
         lora: train low-rank additions only; None trains all weights.
         checkpoint_every: steps between checkpoints from which a killed run goes on; None makes none.
-        keep: which weights stay once scores are sealed.
+        max_failures: how often a run's ranks are started again after a failure, from the last checkpoint.
+        keep: which weights stay once scores are sealed: none, those of the best run for each strategy and size, or all.
         retrain: allow training again what has been trained, where weights are asked for that are gone.
     """
 
@@ -112,7 +120,7 @@ class SftConfig(Config):
     response_tokens_per_step: int = Field(default=16384, ge=1)
     row_tokens: int | None = Field(default=None, ge=8)
     lr: float = Field(default=2e-5, gt=0)
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1)
     clip: float | None = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -122,6 +130,7 @@ class SftConfig(Config):
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
     checkpoint_every: int | None = Field(default=200, ge=1)
+    max_failures: int = Field(default=2, ge=0)
     keep: Literal["scores", "best", "all"] = "scores"
     retrain: bool = False
 
@@ -168,14 +177,29 @@ class SftConfig(Config):
         return {**chosen, **resolved, "training_seed": training_seed, "device": device}
 
 
+def run_fingerprint(*, content: str, model: str, sft: SftConfig, training_seed: int, device: str) -> str:
+    """Return the name of a run: cells that choose the same samples share it.
+
+    Args:
+        content: blake2b of the dataset's sorted sample_ids, the `content` of its manifest.
+        model: digest of the model folder's weights, config and tokenizer.
+        sft: the configuration; only its identity counts.
+        training_seed: seed of the data order, and of anything else that is random in training.
+        device: kind of device, `cpu` or `cuda`; with the precision it decides the last bits.
+    """
+    identity = sft.identity(training_seed=training_seed, device=device)
+    return fingerprint(stage="sft", version=VERSION, config=identity, parents=[content, model])
+
+
 def learning_rate(step: int, steps: int, config: SftConfig) -> float:
     """Return the learning rate of a step, counted from 0 to steps - 1: a linear rise, then the schedule's fall towards zero.
 
     The rise takes round(warmup * steps) steps. With p the share of the remaining steps that is done, cosine is
-    lr (1 + cos(pi p)) / 2 and linear lr (1 - p); the last step still has a rate above zero.
+    lr (1 + cos(pi p)) / 2 and linear lr (1 - p); constant does not fall. The last step still has a rate above zero.
     """
     rising = round(config.warmup * steps)
     if step < rising:
         return config.lr * (step + 1) / (rising + 1)
     done = (step - rising) / max(1, steps - rising)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done)
+    falling = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.lr * falling[config.schedule]

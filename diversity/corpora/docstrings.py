@@ -114,9 +114,15 @@ def _definitions(node: ast.AST, owners: tuple[str, ...], kind: str) -> Iterator[
             yield child, (*owners, child.name), "class"
             yield from _definitions(child, (*owners, child.name), "method")
         elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("_"):
-            yield child, (*owners, child.name), kind
+            yield child, (*owners, child.name), "property" if kind == "method" and _is_property(child) else kind
         elif isinstance(child, (ast.If, ast.Try, ast.With, ast.ExceptHandler)):
             yield from _definitions(child, owners, kind)
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a method is read like an attribute."""
+    names = {getattr(decorator, "attr", getattr(decorator, "id", "")) for decorator in node.decorator_list}
+    return not names.isdisjoint({"property", "cached_property"})
 
 
 def _docstring(node: ast.Module | Definition) -> str | None:

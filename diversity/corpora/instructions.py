@@ -9,7 +9,20 @@ from __future__ import annotations
 import re
 from hashlib import blake2b
 
-PACKAGE_NAMES = {"sklearn": "scikit-learn", "huggingface_hub": "Hugging Face Hub", "numpy": "NumPy", "scipy": "SciPy", "sympy": "SymPy"}
+PACKAGE_NAMES = {
+    "accelerate": "Accelerate",
+    "deepspeed": "DeepSpeed",
+    "huggingface_hub": "Hugging Face Hub",
+    "matplotlib": "Matplotlib",
+    "networkx": "NetworkX",
+    "numpy": "NumPy",
+    "peft": "PEFT",
+    "pydantic": "Pydantic",
+    "scipy": "SciPy",
+    "sklearn": "scikit-learn",
+    "sympy": "SymPy",
+    "transformers": "Transformers",
+}
 LONGEST_SIGNATURE = 400
 
 _PARAMETERS = re.compile(r"^(?:Parameters\n[-=]{3,}|(?:Args|Arguments|Parameters):|:param )", re.MULTILINE)
@@ -44,6 +57,14 @@ _METHOD = (
     ("", "In {package}, what is the method `{method}` of the class `{owner}` good for?"),
     ("signature", "The class `{owner}` in `{module}` has this method:\n\n```python\n{signature}\n```\n\nDocument it."),
 )
+_PROPERTY = (
+    ("", "What is the property `{path}`?"),
+    ("", "What does the attribute `{method}` of a `{owner}` hold?"),
+    ("", "Describe the property `{method}` of the class `{owner}` in {package}."),
+    ("", "What do I get when I read `{name}` in {package}?"),
+    ("", "Document the property `{method}` of `{owner}` in `{module}`."),
+    ("signature", "Write a docstring for this property of `{owner}` in `{module}`:\n\n```python\n@property\n{signature}:\n```"),
+)
 _CLASS = (
     ("", "What is the class `{path}`?"),
     ("", "What does an instance of `{name}` represent in {package}?"),
@@ -65,7 +86,7 @@ _MODULE = (
     ("", "I am about to read the source file of `{path}` in {package}. What should I know first?"),
     ("", "What would I find in `{path}`?"),
 )
-FORMS = {"function": _CALLABLE, "method": _CALLABLE + _METHOD, "class": _CLASS, "module": _MODULE}
+FORMS = {"function": _CALLABLE, "method": _CALLABLE + _METHOD, "property": _PROPERTY, "class": _CLASS, "module": _MODULE}
 
 
 def instruction_of(qualified: str, module: str, name: str, kind: str, signature: str, docstring: str) -> str:
@@ -75,7 +96,7 @@ def instruction_of(qualified: str, module: str, name: str, kind: str, signature:
         qualified: the module's name and the object's; its hash chooses the form.
         module: dotted name of the module.
         name: the object's name inside it, `Class.method` for methods, "" for a module.
-        kind: `module`, `class`, `function` or `method`.
+        kind: `module`, `class`, `function`, `method` or `property`.
         signature: the head of the definition in one line.
         docstring: the response.
     """

@@ -46,6 +46,7 @@ RECORDED_VERSIONS: dict[str, str] = {}
 RECORDED_SAMPLES = 0
 RECORDED_HASH = ""
 
+
 class PythonDocs:
     """The corpus as ingest sees it: what names its content, and its rows."""
 

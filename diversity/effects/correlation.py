@@ -93,16 +93,16 @@ def _correlate(data: Floats, kind: Kind) -> Floats:
     if data.shape[1] == 2:
         return np.clip(matrix[:, 0, 1], -1, 1)
     result = np.full(len(data), np.nan)
-    for index in np.flatnonzero(np.isfinite(matrix).all(axis=(1, 2))):
-        result[index] = _partial(matrix[index])
+    usable = np.isfinite(matrix).all(axis=(1, 2))
+    result[usable] = _partial(matrix[usable])
     return result
 
 
-def _partial(matrix: Floats) -> float:
-    """Return the partial correlation of the first two variables; NaN where the others leave one of them no variation."""
-    rest, cross = matrix[2:, 2:], matrix[:2, 2:]
-    left = matrix[:2, :2] - cross @ np.linalg.pinv(rest, hermitian=True) @ cross.T
-    variance = left[0, 0] * left[1, 1]
-    if min(left[0, 0], left[1, 1]) < 1e-9:
-        return float("nan")
-    return float(np.clip(left[0, 1] / np.sqrt(variance), -1, 1))
+def _partial(matrices: Floats) -> Floats:
+    """Return the partial correlation of the first two variables of each matrix; NaN where the others leave one no variation."""
+    rest, cross = matrices[:, 2:, 2:], matrices[:, :2, 2:]
+    left = matrices[:, :2, :2] - cross @ np.linalg.pinv(rest, hermitian=True) @ cross.swapaxes(1, 2)
+    smallest = np.minimum(left[:, 0, 0], left[:, 1, 1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        partial = left[:, 0, 1] / np.sqrt(left[:, 0, 0] * left[:, 1, 1])
+    return np.where(smallest < 1e-9, np.nan, np.clip(partial, -1, 1))

@@ -76,7 +76,13 @@ def first_seed(grid: Sequence[Row], strategy: str, control: str) -> list[Row]:
 
 
 def figure(
-    draw: Callable[[Axes], None], identity: str, label: str, titles: Mapping[str, Sequence[str]], size: tuple[float, float] = PANEL
+    draw: Callable[[Axes], None],
+    identity: str,
+    label: str,
+    titles: Mapping[str, Sequence[str]],
+    size: tuple[float, float] = PANEL,
+    left: float = 50,
+    right: float = 12,
 ) -> str:
     """Return what `draw` puts on a pair of axes, as SVG.
 
@@ -86,12 +92,22 @@ def figure(
         label: says what it shows.
         titles: gid -> hover titles; filled by `draw`, so read after it.
         size: in points, which are the page's pixels.
+        left: room for the labels of the y axis; margins are fixed so that panels side by side align.
+        right: room for half a label of the x axis.
     """
+    width, height = size
     with rc_context(SETTINGS):  # type: ignore[arg-type]
-        canvas = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        canvas = Figure(figsize=(width / 72, height / 72))
+        canvas.subplots_adjust(left=left / width, right=1 - right / width, bottom=38 / height, top=1 - 8 / height)
         draw(canvas.subplots())
-        return svg.render(canvas, _identifier(identity), label, titles)
+        return svg.render(canvas, identifier(identity), label, titles)
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
+    """Return a text as an id of HTML."""
     return "".join(character if character.isalnum() else "-" for character in text)
+
+
+def plain(value: float, _: int = 0) -> str:
+    """Write a tick with its thousands apart."""
+    return f"{value:,.0f}"

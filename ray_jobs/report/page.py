@@ -77,6 +77,7 @@ class ReportData:
         sources: SOURCES_SCHEMA.
         results: `diversity.effects.RESULTS_SCHEMA`.
         effects: `diversity.effects.EFFECTS_SCHEMA`.
+        typings: typing, types (M), mean (types of a sample that has any), empty (share of samples without one).
         curves: of the micro typings.
         pairs: samples to look at; empty where no text may be shown.
         planned: how many cells the grid has, built or not.
@@ -91,6 +92,7 @@ class ReportData:
     results: pa.Table
     effects: pa.Table
     planned: int
+    typings: Sequence[dict[str, Any]] = field(default=())
     curves: Sequence[Curve] = field(default=())
     pairs: Sequence[Pair] = field(default=())
 
@@ -113,10 +115,10 @@ def render(data: ReportData, link_root: str) -> str:
         light=svg.css_variables(svg.LIGHT),
         dark=svg.css_variables(svg.DARK),
         size_legend=[(f"{size:,} samples", svg.VARIABLES[colour]) for size, colour in sizes.items()],
+        flat=list(dict.fromkeys(row["strategy"] for row in data.cells.to_pylist() if row["level"] is None)),
         curves=[(curve.typing, plots.token_curve(curve.typing, curve.df, curve.band)) for curve in data.curves],
         score=found[0] if found else None,
         more=[_score_section(data, score) for score in found[1 : 1 + MORE_SCORES]],
-        unscored=plots.coverage_panels(data.cells, data.coverage) if not found else [],
         main=_score_section(data, found[0]) if found else None,
         runs=len({run for run in data.results["run"].to_pylist() if run is not None}),
         coverage_panels=plots.coverage_panels(data.cells, data.coverage),
@@ -204,12 +206,18 @@ def _text(name: str) -> str:
     return resources.files("ray_jobs.report").joinpath(name).read_text("utf-8")
 
 
+def _signed(value: float, error: float | None) -> str:
+    """Write a number with its sign, to the second digit of its standard error."""
+    digits = 3 if not error or not np.isfinite(error) else max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["signed"] = lambda value, digits=3: f"{value:+.{digits}g}".replace("-", "−")
+    environment.filters["signed"] = _signed
     environment.filters["p"] = lambda value: "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
     return environment

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from ray_jobs.report import svg
@@ -25,6 +25,7 @@ from ray_jobs.report.figures import (
     own_coverage,
     panel_keys,
     panel_title,
+    plain,
     size_colours,
 )
 from ray_jobs.report.svg import CATEGORIES, INK, MUTED, OTHER, SERIES
@@ -58,12 +59,15 @@ def token_curve(typing: str, df: NDArray[np.integer], band: Row) -> str:
         for bound in (band["low"], band["high"]):
             axes.axhline(bound, color=MUTED, linewidth=0.7, linestyle=(0, (2, 2)))
             axes.text(n * 0.995, bound * 1.08, f"{bound:,}", ha="right", va="bottom", color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("token rank")
         axes.set_ylabel("samples with the token")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        axes.yaxis.set_minor_locator(NullLocator())
 
     titles = {f"band-{name}": [f"{name} band: {e - s:,} tokens"] for (name, _), s, e in zip(names, edges, edges[1:], strict=False)}
-    return figure(draw, f"curve-{typing}", f"Document frequency by rank of {typing}", titles, size=(460, 290))
+    return figure(draw, f"curve-{typing}", f"Document frequency by rank of {typing}", titles, size=(460, 290), left=62, right=24)
 
 
 def coverage_panels(cells: pa.Table, coverage: pa.Table) -> list[Panel]:
@@ -173,7 +177,7 @@ def _line_panel(
             axes.plot(x, y, color=colours[size], linewidth=1.6, alpha=alpha)
             axes.scatter(x, y, s=18, color=colours[size], linewidths=0, zorder=3, gid=f"points-{size}", alpha=alpha)
         if remark:
-            axes.text(0.5, 0.5, remark, transform=axes.transAxes, ha="center", va="center", color=INK, fontsize=10)
+            axes.text(0.97, 0.05, remark, transform=axes.transAxes, ha="right", va="bottom", color=INK, fontsize=11)
         axes.set_ylim(*limits)
         axes.set_ylabel(label)
         level_axis(axes)
@@ -196,7 +200,7 @@ def _source_panel(name: str, rows: Sequence[Row], counts: dict[str, dict[str, in
                 bar.set_gid(f"bar-{i}-{j}")
                 titles[f"bar-{i}-{j}"] = [f"{rows[j]['cell']}: {source} {shares[j]:.1%}"]
             bottom += 100 * shares
-        axes.set_xticks(x, [f"{100 * row['level']:.0f}" for row in rows])
+        axes.set_xticks(x, [str(int(100 * row["level"] + 1e-9)) for row in rows])
         axes.set_xlabel("level (%)")
         axes.set_ylabel("share of samples (%)")
         axes.set_ylim(0, 100)

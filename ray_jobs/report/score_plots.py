@@ -68,7 +68,7 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
     grid, rows = cells.to_pylist(), score_rows(results, score)
     colours = size_colours(row["size"] for row in grid)
     baselines = [row for row in rows if row["level"] is None]
-    limits = _limits([value for row in rows for value in (row["value"] - (row["se"] or 0), row["value"] + (row["se"] or 0))])
+    limits = _limits(rows, predictor)
     own = own_coverage(grid, coverage)
     panels = []
     for strategy, control in panel_keys(grid):
@@ -112,7 +112,6 @@ def draw_scores(
 ) -> dict[str, list[str]]:
     """Draw points, ridge line and band of each size, and the bands of what has no level; return the hover titles by gid."""
     titles = {}
-    grid = np.linspace(0, 100, 51)
     for size, colour in colours.items():
         for row_group in _baseline_groups(baselines, size):
             middle, half, name = row_group
@@ -124,7 +123,7 @@ def draw_scores(
             continue
         x, y = np.array([100 * row[predictor] for row in mine]), np.array([row["value"] for row in mine])
         if len(np.unique(x)) >= MIN_LEVELS:
-            at = grid if predictor == "level" else np.linspace(x.min(), x.max(), 51)
+            at = np.linspace(0, 100, 51) if predictor == "level" else np.linspace(x.min(), x.max(), 51)
             mean, sd = bayesian_ridge(x, y, center=center).predict(at)
             axes.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.16, linewidth=0)
             axes.plot(at, mean, color=colour, linewidth=1.8, solid_capstyle="round")
@@ -198,17 +197,31 @@ def _correlation_panel(side: str, rows: Sequence[Row], theirs: dict[tuple[str, s
         titles["paper"] = [f"the paper's {name}: {value:.2f}" for name, value in zip(known, x, strict=True)]
         axes.set_yticks([place[name] for name in names], [name.replace("_", " ") for name in names])
         axes.set_xlim(-1, 1)
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−0.5", "0", "0.5", "1"])
         axes.set_ylim(-len(names) + 0.4, 0.6)
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
         axes.set_xlabel("correlation with the score, better to the right")
 
-    return figure(draw, f"correlation-{side}", f"Correlation of {side} metrics with the score", titles, size=(460, 60 + 32 * len(names)))
+    return figure(
+        draw, f"correlation-{side}", f"Correlation of {side} metrics with the score", titles, size=(460, 60 + 32 * len(names)), left=128
+    )
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    if not values:
+def _limits(rows: Sequence[Row], predictor: str) -> tuple[float, float]:
+    """Return limits of y that hold every point with its error and every band, common to all panels so that they compare."""
+    ends = [row["value"] + sign * (row["se"] or 0) for row in rows for sign in (-1, 1)]
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row["level"] is not None and row[predictor] is not None:
+            groups.setdefault((row["strategy"], row["control"], row["size"]), []).append(row)
+    for group in groups.values():
+        x, y = np.array([100 * row[predictor] for row in group]), np.array([row["value"] for row in group])
+        if len(np.unique(x)) >= MIN_LEVELS:
+            mean, sd = bayesian_ridge(x, y).predict([x.min(), x.max()])
+            ends += [*(mean - sd), *(mean + sd)]
+    if not ends:
         return 0.0, 1.0
-    low, high = min(values), max(values)
-    margin = 0.15 * (high - low) or abs(high) * 0.05 or 1.0
+    low, high = min(ends), max(ends)
+    margin = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
     return low - margin, high + margin

@@ -74,10 +74,10 @@ SETTINGS = {
     "svg.fonttype": "none",  # text stays text: selectable, searchable, in the reader's font
     "svg.hashsalt": "sft-diversity",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same everywhere
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9,
+    "axes.labelsize": 10,
     "axes.edgecolor": RULE,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -95,8 +95,8 @@ SETTINGS = {
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "figure.facecolor": "none",
@@ -161,7 +161,7 @@ def _slim(text: str, font: str | None) -> str:
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # a rule for every element of the page
     text = re.sub(r" font-family: [^;\"]*;", f" font-family: {font};" if font else "", text)
     text = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # never in labels
     text = re.sub(r"\s*\n\s*", " ", text)
     text = re.sub(r"<g>\s*</g>|<g/>", "", text)
     return re.sub(r">\s+<", "><", text).strip()

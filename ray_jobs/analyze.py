@@ -1,0 +1,216 @@
+"""Gather what an experiment has into results, effects and the report: `python -m ray_jobs.analyze CONFIG.yaml [key=value …]`.
+
+It needs no cluster and works at any stage of an experiment: with datasets alone, with some of the scores, with all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
+from diversity.cell import typing_parts
+from diversity.effects import effects_table
+from ray_jobs.report.gather import Gathered, gather, sample_pairs
+from ray_jobs.report.page import Curve, ReportData, cell_rows, render
+from ray_jobs.report.score_plots import scores
+from ray_jobs.runtime import Context, main
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+SHOWN_CELLS = 60
+
+
+def plan(context: Context) -> Iterator[str]:
+    """Yield what there is to analyse."""
+    gathered = _gather(context)
+    runs = {run for run in gathered.results["run"].to_pylist() if run is not None}
+    yield f"{gathered.cells.num_rows} of {len(context.experiment.cells)} datasets and {len(runs)} scored runs are sealed"
+
+
+def run(context: Context) -> None:
+    """Seal results, effects and report, put copies beside the index, and print the table of cells.
+
+    Raises:
+        ArtifactError: no dataset of the grid is sealed.
+    """
+    gathered = _gather(context)
+    if not gathered.cells.num_rows:
+        raise ArtifactError(f"no dataset of {context.experiment.experiment} is sealed; make them with: {context.command('build_datasets')}")
+    results, effects = _seal_results(context, gathered)
+    data = report_data(context, gathered, effects)
+    report = _seal_report(context, results, data)
+    context.index.add("results", None, results)
+    context.index.add("report", None, report)
+    folder = f"experiments/{context.experiment.experiment}"
+    context.storage.write_bytes(f"{folder}/report/index.html", render(data, "../../../").encode())
+    context.storage.write_bytes(f"{folder}/cells.csv", _csv(_paths(context, gathered)))
+    print("\n".join(cells_text(data)))
+    print(f"\nreport: {context.storage.uri}/{folder}/report/index.html")
+
+
+def report_data(context: Context, gathered: Gathered, effects: pa.Table) -> ReportData:
+    """Return everything that the report shows."""
+    experiment, entries = context.experiment, context.index.read()
+    profiles = {typing: context.storage.at(path) for typing, path in entries.get("profile", {}).items() if typing in experiment.typings}
+    manifests = {typing: artifact.manifest for typing, artifact in profiles.items() if artifact.sealed}
+    curves = []
+    for typing, manifest in manifests.items():
+        if typing_parts(typing)[1] == "micro":
+            df = profiles[typing].read("vocabulary", columns=["df"])["df"].to_numpy()
+            curves.append(Curve(typing, df, manifest["band"]))
+    return ReportData(
+        experiment=experiment.experiment,
+        note=experiment.report.note,
+        facts=_facts(context, entries),
+        typings=[_typing_row(typing, manifest) for typing, manifest in manifests.items()],
+        cells=gathered.cells,
+        coverage=gathered.coverage,
+        sources=gathered.sources,
+        results=gathered.results,
+        effects=effects,
+        planned=len(experiment.cells),
+        curves=curves,
+        pairs=sample_pairs(context.storage, gathered.cells) if experiment.report.samples else [],
+    )
+
+
+def cells_text(data: ReportData) -> list[str]:
+    """Return the lines of the final table: cell, k, coverage, length, score ± standard error; scored cells if there are any."""
+    found = scores(data.results)
+    label = found[0].label if found else "score"
+    rows = [_cell_text(row) for row in cell_rows(data)]
+    scored = [row for row in rows if row[-1]]
+    shown = (scored or rows)[:SHOWN_CELLS]
+    table = [["cell", "k", "coverage", "tokens a response", label], *shown]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))) for row in table
+    ]
+    if left := len(rows) - len(shown):
+        lines.append(f"and {left} further cells" + ("" if len(scored) > len(shown) else " without a score" if scored else ""))
+    return [line.rstrip() for line in lines]
+
+
+def _cell_text(row: list[Any]) -> list[str]:
+    cell, _, _, _, _, k, _, coverage, length, _, value, error, _ = row
+    spread = "" if error is None else f" ± {error:.2g}"
+    return [
+        cell,
+        "" if k is None else f"{k:,}",
+        "" if coverage is None else f"{coverage:.1%}",
+        "" if length is None else f"{length:.1f}",
+        "" if value is None else f"{value:.4g}{spread}",
+    ]
+
+
+def _gather(context: Context) -> Gathered:
+    experiment = context.experiment
+    return gather(context.storage, context.index.read(), experiment.cells, experiment.sft.training_seeds)
+
+
+def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Table]:
+    """Return the artifact of results and effects, made now or sealed before, and the effects."""
+    name = fingerprint(
+        stage="results",
+        version=VERSION,
+        config={"cells": gathered.cells["cell"].to_pylist()},
+        packages=package_versions("numpy", "scipy"),
+        parents=gathered.parents,
+    )
+    artifact = context.storage.artifact("results", name)
+    if artifact.sealed:
+        logger.info("results are sealed already: %s", artifact.uri)
+        return artifact, _read(artifact, "effects.parquet")
+    effects = effects_table(gathered.results, gathered.metrics)
+    artifact.begin()
+    artifact.write(gathered.results, "results.parquet")
+    artifact.write(effects, "effects.parquet")
+    artifact.write(gathered.metrics, "metrics.parquet")
+    artifact.seal({"experiment": context.experiment.experiment, "cells": gathered.cells.num_rows, "rows": gathered.results.num_rows})
+    return artifact, effects
+
+
+def _seal_report(context: Context, results: Artifact, data: ReportData) -> Artifact:
+    """Return the sealed report. Its links lead from `<storage>/report/<fingerprint>/` to the datasets."""
+    profiles = [path for typing, path in sorted(context.index.read().get("profile", {}).items()) if typing in context.experiment.typings]
+    name = fingerprint(
+        stage="report",
+        version=VERSION,
+        config={"experiment": data.experiment, "facts": data.facts, "report": context.experiment.report.model_dump(mode="json")},
+        packages=package_versions("matplotlib", "jinja2"),
+        parents=[results.fingerprint, *profiles],
+    )
+    artifact = context.storage.artifact("report", name)
+    if not artifact.sealed:
+        artifact.begin()
+        with artifact.open_output("index.html") as stream:
+            stream.write(render(data, "../../").encode())
+        artifact.seal({"experiment": data.experiment, "results": results.path})
+    return artifact
+
+
+def _facts(context: Context, entries: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the head of the report says about corpus, model and method."""
+    experiment = context.experiment
+    facts = []
+    for key, name in (("ingested", "ingested"), ("corpus", "corpus"), ("heldout", "held out")):
+        if key in entries and (artifact := context.storage.at(entries[key])).sealed and (key != "ingested" or "heldout" in entries):
+            facts.append((name, f"{artifact.manifest['samples']:,} samples"))
+    band = experiment.profile.band
+    return [
+        *facts,
+        ("model", experiment.model),
+        ("embedder", experiment.profile.embedder.name),
+        ("tagger", experiment.profile.tagger.name),
+        ("band", f"{band.low} to {band.high}{' of 117,000, scaled' if band.scaled else ''}"),
+        ("pruning", f"{experiment.selection.algorithm}, ρ {experiment.selection.rho:g}"),
+    ]
+
+
+def _typing_row(typing: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    used = manifest["n"] - manifest["empty"]
+    return {
+        "typing": typing,
+        "types": manifest["M"],
+        "mean": manifest["nnz"] / used if used else 0.0,
+        "empty": manifest["empty"] / manifest["n"],
+    }
+
+
+def _paths(context: Context, gathered: Gathered) -> pa.Table:
+    """Return one row for each cell and training seed: the cell, and fingerprint and path of all that belongs to it."""
+    entries = context.index.read()
+    rows = []
+    for cell in gathered.cells.to_pylist():
+        name = cell["cell"]
+        seeds = [seed for seed in context.experiment.sft.training_seeds if f"{name}_t{seed}" in entries.get("scores", {})]
+        for seed in seeds or [None]:
+            paths = {kind: entries.get(kind, {}).get(name, "") for kind in ("datasets", "metrics")}
+            paths |= {kind: entries.get(kind, {}).get(f"{name}_t{seed}", "") for kind in ("runs", "scores")}
+            prints = {f"{kind}_fingerprint": path.rpartition("/")[2] for kind, path in paths.items()}
+            head = {key: cell[key] for key in ("cell", "strategy", "size", "level", "subset_seed", "control")}
+            rows.append({**head, "training_seed": seed, **prints, **{f"{kind}_path": path for kind, path in paths.items()}})
+    return pa.Table.from_pylist(rows)
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pacsv.write_csv(table, buffer)
+    return buffer.getvalue()
+
+
+def _read(artifact: Artifact, name: str) -> pa.Table:
+    filesystem, root = artifact.storage.filesystem()
+    return pq.read_table(f"{root}/{artifact.path}/{name}", filesystem=filesystem)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("analyze"))

@@ -1,0 +1,225 @@
+"""Held-out samples are sealed before anything is profiled: `python -m ray_jobs.heldout CONFIG.yaml [key=value …] [--dry-run]`.
+
+Two artifacts: the corpus without the samples of `in` (from here on it is the corpus of the experiment), and the held-out samples of `in`
+and `out`, less those that leak. The first depends on `in` alone, so that other evaluation samples never mean another profile.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.config import ConfigError
+from diversity.corpora.inputs import Inputs, read_corpus
+from diversity.heldout import (
+    HELDOUT_SCHEMA,
+    Found,
+    HeldoutConfig,
+    InConfig,
+    NothingToHoldOut,
+    Sought,
+    candidate_groups,
+    choose_groups,
+    find,
+    held_out,
+    without_leaks,
+)
+from diversity.ingestion import REJECTED_SCHEMA, ContentHash, counted
+from diversity.samples import SAMPLE_SCHEMA
+from ray_jobs.ingest import Ingest, read_part
+from ray_jobs.runtime import Context, cache_folder, main
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass
+class Heldout:
+    """The artifacts of this stage, named before they are made."""
+
+    context: Context
+
+    @cached_property
+    def config(self) -> HeldoutConfig:
+        """Return `evaluation.heldout`.
+
+        Raises:
+            ConfigError: it is null.
+        """
+        config = self.context.experiment.evaluation.heldout
+        if config is None:
+            raise ConfigError("evaluation.heldout is null: there is nothing to hold out, leave the stage out")
+        return config
+
+    @cached_property
+    def ingested(self) -> Artifact:
+        """Return the corpus with everything in it.
+
+        Raises:
+            ArtifactError: it isn't sealed.
+        """
+        return self.context.require(Ingest(self.context).artifact, "ingest")
+
+    @cached_property
+    def by(self) -> str:
+        """Return what is kept together: `prompt` or `source`."""
+        chosen = self.config.in_.by if self.config.in_ else "auto"
+        return self.ingested.manifest["group_by"] if chosen == "auto" else chosen
+
+    @cached_property
+    def corpus(self) -> Artifact:
+        """Return the corpus without the samples of `in`."""
+        if self.config.in_ is None:
+            return self.ingested
+        name = fingerprint(
+            stage="heldout/corpus",
+            version=VERSION,
+            config={**self.config.in_.model_dump(), "by": self.by},
+            packages=package_versions("pyarrow"),
+            parents=[self.ingested.fingerprint],
+        )
+        return self.context.storage.artifact("corpus", name)
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """Return the held-out samples."""
+        out = self.config.out
+        name = fingerprint(
+            stage="heldout",
+            version=VERSION,
+            config={"out": {"columns": out.columns, "limit": out.limit} if out else None, "in": self.config.in_ is not None},
+            packages=package_versions("pyarrow"),
+            parents=[self.corpus.fingerprint, *(Inputs(out.paths, cache_folder() / "digests.json").roots if out else [])],
+        )
+        return self.context.storage.artifact("heldout", name)
+
+
+def plan(context: Context) -> list[str]:
+    """Return what would be held out, and whether it has been."""
+    stage = Heldout(context)
+    if not Ingest(context).artifact.sealed:
+        return [f"takes samples out of the corpus, which is not sealed yet: {context.command('ingest')}"]
+    artifacts = {"corpus without them": stage.corpus, "held-out samples": stage.artifact}
+    return [f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}" for name, artifact in artifacts.items()]
+
+
+def run(context: Context) -> None:
+    """Seal the corpus without the held-out samples, and those samples, and enter both into the index."""
+    stage = Heldout(context)
+    if stage.corpus.sealed and stage.artifact.sealed:
+        logger.info("heldout: %s is sealed already", stage.artifact.path)
+    else:
+        context.connect()
+        taken = _take_out(stage) if stage.config.in_ else SAMPLE_SCHEMA.empty_table()
+        if not stage.artifact.sealed:
+            _seal_heldout(stage, taken)
+    context.index.add("heldout", None, stage.artifact)
+    context.index.add("corpus", None, stage.corpus)
+
+
+def _take_out(stage: Heldout) -> pa.Table:
+    """Return the samples of `in`, and seal the corpus without them if it isn't yet."""
+    config = stage.config.in_
+    assert config is not None
+    parts, size = stage.ingested.parts(), stage.ingested.manifest["samples"]
+    candidates = ray.remote(_candidates)
+    found = ray.get([candidates.remote(stage.ingested, part, config, stage.by, size) for part in parts])
+    chosen = ray.put(choose_groups(found, config, size))
+    target = None if stage.corpus.sealed else stage.corpus.begin()
+    split = ray.remote(_split_part)
+    results = ray.get([split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts)])
+    taken = pa.concat_tables([result[0] for result in results])
+    if target is not None:
+        _seal_corpus(stage, target, [result[1] for result in results], taken)
+    return taken
+
+
+def _candidates(corpus: Artifact, part: str, config: InConfig, by: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return candidate_groups(read_part(corpus, part, ["source", "instruction"]), config, by, size)
+
+
+def _split_part(
+    corpus: Artifact, part: str, chosen: np.ndarray, by: str, target: Artifact | None, number: int
+) -> tuple[pa.Table, dict[str, int]]:
+    """Return (the samples that are held out, the sources of the others), and write the others if there is a target."""
+    samples = read_part(corpus, part)
+    mask = held_out(samples, chosen, by)
+    rest = samples.filter(pa.array(~mask))
+    if target is not None:
+        target.write(rest, f"data/part-{number:05d}.parquet")
+    return samples.filter(pa.array(mask)), dict(counted(rest["source"]))
+
+
+def _seal_corpus(stage: Heldout, target: Artifact, sources: list[dict[str, int]], taken: pa.Table) -> None:
+    """Seal the corpus without the held-out samples; nothing is rejected here."""
+    target.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
+    content = ContentHash()
+    for part in target.parts():
+        content.update(read_part(target, part, ["sample_id", "source"]))
+    totals: dict[str, int] = {}
+    for counts in sources:
+        for source, count in counts.items():
+            totals[source] = totals.get(source, 0) + count
+    target.seal(
+        {
+            "stage": "heldout",
+            "version": VERSION,
+            "content_hash": content.hexdigest(),
+            "ingested": stage.ingested.path,
+            "group_by": stage.by,
+            "samples": sum(totals.values()),
+            "held_out": len(taken),
+            "sources": dict(sorted(totals.items())),
+        }
+    )
+
+
+def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
+    """Check both splits against the corpus and seal what doesn't leak."""
+    splits = {"in": taken} if stage.config.in_ else {}
+    manifest: dict[str, Any] = {"stage": "heldout", "version": VERSION, "corpus": stage.corpus.path, "group_by": stage.by}
+    if stage.config.out is not None:
+        splits["out"], _, counts = read_corpus(stage.config.out)
+        manifest["out_read"] = counts.manifest()
+    kept = [HELDOUT_SCHEMA.empty_table()]
+    for split, samples in splits.items():
+        sought = Sought.of(samples)
+        found = _find_everywhere(stage.corpus, sought)
+        by = stage.by if split == "in" else "prompt"
+        table, manifest[split] = without_leaks(samples, split, by, sought, found)
+        if not len(table):
+            raise NothingToHoldOut(f"evaluation.heldout.{split}: all {len(samples)} samples leak: their responses are in the corpus")
+        kept.append(table)
+        logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[split].items()))
+    artifact = stage.artifact.begin()
+    samples = pa.concat_tables(kept).sort_by([("split", "ascending"), ("sample_id", "ascending")])
+    artifact.write(samples)
+    content = ContentHash()
+    content.update(samples)
+    artifact.seal({**manifest, "samples": len(samples), "content_hash": content.hexdigest()})
+
+
+def _find_everywhere(corpus: Artifact, sought: Sought) -> Found:
+    """Return what of the sought occurs in any part of the corpus."""
+    held, search = ray.put(sought), ray.remote(_find_in_part)
+    nowhere = np.zeros(0, dtype=np.int64)
+    found = Found(nowhere, nowhere, nowhere)
+    for part in ray.get([search.remote(corpus, part, held) for part in corpus.parts()]):
+        found = found.union(part)
+    return found
+
+
+def _find_in_part(corpus: Artifact, part: str, sought: Sought) -> Found:
+    return find(read_part(corpus, part, ["instruction", "response"]), sought)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("heldout"))

@@ -1,0 +1,219 @@
+"""Files become a corpus, in parallel: `python -m ray_jobs.ingest CONFIG.yaml [key=value …] [--dry-run]`.
+
+Ray Data reads the inputs; every unit writes its samples into buckets by the first bits of their ids, under names that a second attempt
+writes again. Then one task for each run of buckets sorts it, keeps one of each sample and writes a part of the corpus. What the parts
+hold depends on the input's content alone, not on workers, blocks or the order of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.corpora.inputs import Inputs, Unit
+from diversity.ingestion import (
+    REJECTED_SCHEMA,
+    ContentHash,
+    Counts,
+    counted,
+    limit_order,
+    limit_threshold,
+    merge,
+    part_ranges,
+    split_by_bucket,
+    within_limit,
+)
+from diversity.samples import CorpusConfig
+from ray_jobs.runtime import Context, cache_folder, main
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+STAGING = "staging"
+REPORT_SCHEMA = pa.schema([("unit", pa.int64()), ("report", pa.large_string())])
+
+
+@dataclass
+class Ingest:
+    """The inputs of an experiment and the artifact that they make."""
+
+    context: Context
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Return what `corpus.paths` names."""
+        return Inputs(self.context.experiment.corpus.paths, cache_folder() / "digests.json")
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """Return the corpus with everything in it."""
+        corpus = self.context.experiment.corpus
+        name = fingerprint(
+            stage="ingest",
+            version=VERSION,
+            config={"columns": corpus.columns, "limit": corpus.limit},
+            parents=self.inputs.roots,
+        )
+        return self.context.storage.artifact("corpus", name)
+
+
+def plan(context: Context) -> list[str]:
+    """Return what would be read, and whether it has been."""
+    stage = Ingest(context)
+    megabytes = sum(file.size for file in stage.inputs.files) / 1e6
+    what = ", ".join([*stage.inputs.builtin, f"{len(stage.inputs.files)} files ({megabytes:.1f} MB)" if stage.inputs.files else ""])
+    return [f"reads {what.strip(', ')}", f"{stage.artifact.path}: {'sealed already' if stage.artifact.sealed else 'to be made'}"]
+
+
+def run(context: Context) -> None:
+    """Seal the corpus of `corpus.paths` and enter it into the index."""
+    stage = Ingest(context)
+    if stage.artifact.sealed:
+        logger.info("ingest: %s is sealed already", stage.artifact.path)
+    else:
+        context.connect()
+        _build(context, stage)
+    _check_again(stage.artifact.manifest, context.experiment.corpus)
+    context.index.add("ingested", None, stage.artifact)
+    heldout = context.experiment.evaluation.heldout
+    if heldout is None or heldout.in_ is None:
+        context.index.add("corpus", None, stage.artifact)
+
+
+def _build(context: Context, stage: Ingest) -> None:
+    """Read, sort and write everything, and seal it."""
+    corpus, artifact = context.experiment.corpus, stage.artifact.begin()
+    units, n_buckets = stage.inputs.units(), stage.inputs.n_buckets
+    logger.info("ingest: %d inputs in %d parts, %d buckets", len(stage.inputs.digests), len(units), n_buckets)
+    counts, bucket_bytes = _stage(artifact, units, corpus, n_buckets, context.experiment.resources.data_workers)
+    for file, formats in counts.formats.items():
+        logger.info("ingest: %s: %s", file, ", ".join(f"{count} {name}" for name, count in sorted(formats.items())) or "no usable row")
+    counts.check(corpus.max_rejected)
+    parts = part_ranges(bucket_bytes)
+    merge_part, lowest_places = ray.remote(_merge_part), ray.remote(_lowest)
+    threshold = None
+    if corpus.limit is not None:
+        lowest = ray.get([lowest_places.remote(artifact, buckets, corpus.limit) for buckets in parts])
+        threshold = limit_threshold(lowest, corpus.limit)
+    results = ray.get([merge_part.remote(artifact, number, buckets, threshold) for number, buckets in enumerate(parts)])
+    for result in results:
+        counts.samples += result["samples"]
+        counts.beyond_limit += result["beyond_limit"]
+        counts.duplicates.update(result["duplicates"])
+        counts.sources.update(result["sources"])
+    content = ContentHash()
+    for part in artifact.parts():
+        content.update(read_part(artifact, part, ["sample_id", "source"]))
+    _remove_staging(artifact)
+    figures = counts.manifest()
+    artifact.seal(
+        {
+            "stage": "ingest",
+            "version": VERSION,
+            "config": {"columns": corpus.columns, "limit": corpus.limit},
+            "content_hash": content.hexdigest(),
+            "group_by": stage.inputs.group_by,
+            "inputs": [{"input": shown, "digest": digest} for shown, digest in stage.inputs.digests.items()],
+            "packages": package_versions("pyarrow"),
+            **figures,
+        }
+    )
+    told = ("rows_read", "samples", "duplicates", "rejected", "beyond_limit")
+    logger.info("ingest: %s", ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in told))
+
+
+def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_buckets: int, workers: int | None) -> tuple[Counts, list[int]]:
+    """Read all units into staged buckets; return the counts and the bytes in every bucket."""
+    artifact.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
+
+    def read(batch: pa.Table) -> Iterator[pa.Table]:
+        for number in batch["unit"].to_pylist():
+            report = json.dumps(_stage_unit(artifact, units[number], corpus.columns, n_buckets))
+            yield pa.Table.from_arrays([pa.array([number], pa.int64()), pa.array([report], pa.large_string())], schema=REPORT_SCHEMA)
+
+    numbers = ray.data.from_items([{"unit": unit.number} for unit in units], override_num_blocks=len(units))
+    compute = ray.data.TaskPoolStrategy(size=workers) if workers else None
+    reports = numbers.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, zero_copy_batch=True)
+    counts = Counts()
+    bucket_bytes = np.zeros(n_buckets, dtype=np.int64)
+    for row in reports.iter_rows():
+        report = json.loads(row["report"])
+        counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"])
+        for bucket, size in report["bucket_bytes"].items():
+            bucket_bytes[int(bucket)] += size
+    return counts, bucket_bytes.tolist()
+
+
+def _stage_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, n_buckets: int) -> dict[str, Any]:
+    """Write one unit's samples by bucket and its rejected rows; return what was counted."""
+    rows, reasons, formats, bucket_bytes = 0, Counter[str](), Counter[str](), Counter[int]()
+    for number, batch in enumerate(unit.batches(columns)):
+        rows += len(batch.samples) + len(batch.rejected)
+        reasons.update(counted(batch.rejected["reason"]))
+        formats.update(batch.formats)
+        name = f"{unit.number:06d}-{number:06d}.parquet"
+        for bucket, samples in split_by_bucket(batch.samples, n_buckets).items():
+            bucket_bytes[bucket] += samples.nbytes
+            artifact.write(samples, f"{_bucket_folder(bucket)}/{name}")
+        if len(batch.rejected):
+            artifact.write(batch.rejected, f"rejected/part-{name}")
+    return {"rows": rows, "reasons": reasons, "formats": formats, "bucket_bytes": bucket_bytes}
+
+
+def _merged(artifact: Artifact, buckets: range) -> tuple[pa.Table, Counter[str]]:
+    """Return the samples of a run of buckets in order and each once, and the duplicates of every source."""
+    files = [path for bucket in buckets for path in artifact.parts(_bucket_folder(bucket))]
+    return merge([read_part(artifact, path) for path in files])
+
+
+def _lowest(artifact: Artifact, buckets: range, limit: int) -> np.ndarray:
+    """Return the lowest places in `limit_order` of a run of buckets, as many as could be taken."""
+    places = limit_order(_merged(artifact, buckets)[0]["sample_id"])
+    return places if len(places) <= limit else np.partition(places, limit - 1)[:limit]
+
+
+def _merge_part(artifact: Artifact, number: int, buckets: range, threshold: int | None) -> dict[str, Any]:
+    """Write one part of the corpus and return its counts."""
+    merged, duplicates = _merged(artifact, buckets)
+    samples = within_limit(merged, threshold)
+    artifact.write(samples, f"data/part-{number:05d}.parquet")
+    return {
+        "samples": len(samples),
+        "beyond_limit": len(merged) - len(samples),
+        "duplicates": duplicates,
+        "sources": counted(samples["source"]),
+    }
+
+
+def _bucket_folder(bucket: int) -> str:
+    return f"{STAGING}/bucket-{bucket:05d}"
+
+
+def read_part(artifact: Artifact, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows of one parquet file of an artifact, by the path that `parts` gives."""
+    return pq.read_table(path, columns=columns, filesystem=artifact.storage.filesystem()[0])
+
+
+def _remove_staging(artifact: Artifact) -> None:
+    filesystem, root = artifact.storage.filesystem()
+    filesystem.delete_dir(f"{root}/{artifact.path}/{STAGING}")
+
+
+def _check_again(manifest: dict[str, Any], corpus: CorpusConfig) -> None:
+    """Apply `max_rejected`, which is no part of the fingerprint, to a corpus that was sealed under another one."""
+    Counts(rows_read=manifest["rows_read"], rejected=Counter(manifest["reasons"])).check(corpus.max_rejected)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("ingest"))

@@ -1,0 +1,161 @@
+"""A model folder becomes a DeepSpeed engine that returns the summed loss of packed rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from diversity.config import UserError
+from training.config import LoraConfig, Precision, SftConfig
+from training.zero import ModelShape, deepspeed_config, parameters_in_bf16
+
+NO_LABEL = -100
+LOGIT_ROWS = 1024  # positions whose logits are held in fp32 at once
+
+
+class RowLoss(nn.Module):
+    """A causal language model whose output is the sum of the cross-entropy over a row's labelled tokens.
+
+    Logits are computed where a label asks for them and nowhere else: prompts cost no output layer. They are turned into fp32 in
+    pieces that the backward pass computes again, because of a large vocabulary they would be the largest tensor of all.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the sum over labelled tokens, () float32.
+
+        Args:
+            input_ids: (1, L) int64.
+            labels: (1, L) int64, aligned with input_ids, -100 where nothing is learnt; the shift to the left happens here.
+            inputs: what else the model takes: position ids, the mask.
+        """
+        following = labels[0, 1:]
+        predicting = torch.nonzero(following != NO_LABEL).flatten()
+        logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=predicting, **inputs).logits[0]
+        targets = following[predicting]
+        if logits.dtype == torch.float32 or len(targets) <= LOGIT_ROWS:
+            return _summed(logits, targets)
+        pieces = zip(logits.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        return torch.stack([checkpoint(_summed, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+def _summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def prepare_process(device: str, threads: int | None = None) -> None:
+    """Set what must be set before DeepSpeed is imported, and the number of threads of this rank.
+
+    On CPUs DeepSpeed would compile a shared-memory communicator with the first engine, for minutes; gloo does the same work.
+    """
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if threads:
+        torch.set_num_threads(threads)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Have torch.distributed running: as it is already, or as torchrun's environment says, or for this process alone."""
+    if torch.distributed.is_initialized():
+        yield
+        return
+    backend = "nccl" if device == "cuda" else "gloo"
+    if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
+        torch.distributed.init_process_group(backend)
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int, attention: str = "sdpa") -> nn.Module:
+    """Return the folder's causal language model, ready to be trained, on the CPU.
+
+    Raises:
+        UserError: transformers can't open it as a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if parameters_in_bf16(sft.zero, precision) else torch.float32
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+    if sft.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if sft.lora is not None:
+        model = with_adapters(model, sft.lora, seed=seed)
+    return model.train()
+
+
+def with_adapters(model: Any, lora: LoraConfig, *, seed: int) -> Any:
+    """Return the model with low-rank adapters, the only parameters that learn; their start follows from the seed."""
+    import peft
+
+    torch.manual_seed(seed)
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    chosen: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": targets}
+    return peft.get_peft_model(model, peft.LoraConfig(**chosen, task_type="CAUSAL_LM"))
+
+
+def shape_of(model: Any) -> ModelShape:
+    """Return what the memory estimate wants to know of a model."""
+    config = model.config
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return ModelShape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=trainable,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters that learn; weight decay is for matrices, not for norms and biases."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": sft.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if sft.zero.offload_optimizer and device == "cuda":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=sft.lr, betas=sft.betas, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=sft.lr, betas=sft.betas, fused=True)
+
+
+def build_engine(model: nn.Module, sft: SftConfig, precision: Precision, device: str) -> Any:
+    """Return the DeepSpeed engine around `RowLoss(model)`; torch.distributed runs already."""
+    import deepspeed
+
+    module = RowLoss(model)
+    if device == "cuda":
+        module.to(torch.device("cuda", torch.cuda.current_device()))
+    config = deepspeed_config(sft, precision)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=adamw(module, sft, device), config=config, dist_init_required=False)
+    return engine
