@@ -209,14 +209,14 @@ def limit_order(sample_ids: pa.ChunkedArray) -> np.ndarray:
 
 
 def limit_threshold(lowest: Iterable[np.ndarray], limit: int) -> int | None:
-    """Return the largest place in `limit_order` that is still taken, or None if there are no more samples than `limit`.
+    """Return the largest place in `limit_order` that is still taken, or None if there are fewer samples than `limit`.
 
     Args:
         lowest: of every part its places, or as many of its lowest as the limit.
         limit: number of samples wanted.
     """
     places = np.concatenate([np.asarray(part, dtype=np.uint64) for part in lowest])
-    return int(np.partition(places, limit - 1)[limit - 1]) if len(places) > limit else None
+    return int(np.partition(places, limit - 1)[limit - 1]) if len(places) >= limit else None
 
 
 def within_limit(samples: pa.Table, threshold: int | None) -> pa.Table:

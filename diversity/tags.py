@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 RAW_SCHEMA = pa.schema([("sample_id", pa.string()), ("tags", pa.list_(pa.string()))])
 Embed = Callable[[Sequence[str]], np.ndarray]
 _MARKS = re.compile(r"[^\w+# ]+")
+INTENTS = ("ask:", "do:")
 _EXAMPLES = 8
 _ONE_WAY = 0.99
 _BLOCK = 2048
@@ -68,10 +69,18 @@ class Tagged:
         return Tagged(list(index), codes, bounds)
 
     def capped(self, most: int) -> Tagged:
-        """Return the first `most` tags of each sample."""
-        place = np.arange(len(self.codes)) - np.repeat(self.bounds[:-1], np.diff(self.bounds))
-        bounds = np.concatenate([[0], np.cumsum(np.minimum(np.diff(self.bounds), most))])
-        return Tagged(self.names, self.codes[place < most], bounds)
+        """Return at most so many tags of each sample: its intent, then the rarest, of equals the first ranked.
+
+        Common tags lose samples by this, rare ones hardly any, so that nearly every tag stays above the threshold.
+        """
+        lengths = np.diff(self.bounds)
+        rows = np.repeat(np.arange(self.n), lengths)
+        place = np.arange(len(self.codes)) - np.repeat(self.bounds[:-1], lengths)
+        intent = np.array([name.startswith(INTENTS) for name in self.names], bool)[self.codes]
+        order = np.lexsort((place, self.df()[self.codes], ~intent, rows))
+        kept = np.empty(len(order), bool)
+        kept[order] = place < most  # `order` keeps rows together, so places count up within it as well
+        return Tagged(self.names, self.codes[kept], np.concatenate([[0], np.cumsum(kept)])[self.bounds])
 
 
 class TagCounter:
@@ -134,8 +143,9 @@ def normalise(raw: pa.Table, typing: str, config: TaggerConfig, embed_texts: Emb
         after = found.renamed(new)
         steps.append(_told(name, found, new, after))
         found = after
-    found = found.capped(config.max_tags)
-    found = found.renamed([name if df else None for name, df in zip(found.names, found.df(), strict=True)])
+    capped = found.capped(config.max_tags)
+    new = [name if df else None for name, df in zip(found.names, capped.df(), strict=True)]
+    steps.append(_told("cap", found, new, found := capped.renamed(new)))
     if not found.names:
         raise NoTypesError(f"{typing}: no tag occurs in {least} samples of {found.n:,}: lower profile.tagger.alpha")
     manifest = {"tagger": config.name, "stand_in": config.name == "keyphrase", "alpha": least, "steps": steps}

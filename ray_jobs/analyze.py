@@ -5,20 +5,20 @@ It needs no cluster and works at any stage of an experiment: with datasets alone
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
 from diversity.cell import typing_parts
 from diversity.effects import effects_table
 from ray_jobs.report.gather import Gathered, gather, sample_pairs
-from ray_jobs.report.page import Curve, ReportData, cell_rows, render
+from ray_jobs.report.page import Curve, ReportData, cell_rows, linked, render
 from ray_jobs.report.score_plots import scores
 from ray_jobs.runtime import Context, main
 
@@ -46,11 +46,11 @@ def run(context: Context) -> None:
         raise ArtifactError(f"no dataset of {context.experiment.experiment} is sealed; make them with: {context.command('build_datasets')}")
     results, effects = _seal_results(context, gathered)
     data = report_data(context, gathered, effects)
-    report = _seal_report(context, results, data)
+    report, page = _seal_report(context, results, data)
     context.index.add("results", None, results)
     context.index.add("report", None, report)
     folder = f"experiments/{context.experiment.experiment}"
-    context.storage.write_bytes(f"{folder}/report/index.html", render(data, "../../../").encode())
+    context.storage.write_bytes(f"{folder}/report/index.html", linked(page, "../../../").encode())
     context.storage.write_bytes(f"{folder}/cells.csv", _csv(_paths(context, gathered)))
     print("\n".join(cells_text(data)))
     print(f"\nreport: {context.storage.uri}/{folder}/report/index.html")
@@ -138,8 +138,8 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
     return artifact, effects
 
 
-def _seal_report(context: Context, results: Artifact, data: ReportData) -> Artifact:
-    """Return the sealed report. Its links lead from `<storage>/report/<fingerprint>/` to the datasets."""
+def _seal_report(context: Context, results: Artifact, data: ReportData) -> tuple[Artifact, str]:
+    """Return the sealed report and its page."""
     profiles = [path for typing, path in sorted(context.index.read().get("profile", {}).items()) if typing in context.experiment.typings]
     name = fingerprint(
         stage="report",
@@ -149,12 +149,14 @@ def _seal_report(context: Context, results: Artifact, data: ReportData) -> Artif
         parents=[results.fingerprint, *profiles],
     )
     artifact = context.storage.artifact("report", name)
-    if not artifact.sealed:
-        artifact.begin()
-        with artifact.open_output("index.html") as stream:
-            stream.write(render(data, "../../").encode())
-        artifact.seal({"experiment": data.experiment, "results": results.path})
-    return artifact
+    if artifact.sealed:
+        return artifact, context.storage.read_bytes(f"{artifact.path}/index.html").decode()
+    page = render(data)
+    artifact.begin()
+    with artifact.open_output("index.html") as stream:
+        stream.write(page.encode())
+    artifact.seal({"experiment": data.experiment, "results": results.path})
+    return artifact, page
 
 
 def _facts(context: Context, entries: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -185,26 +187,31 @@ def _typing_row(typing: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _paths(context: Context, gathered: Gathered) -> pa.Table:
+def _paths(context: Context, gathered: Gathered) -> list[dict[str, Any]]:
     """Return one row for each cell and training seed: the cell, and fingerprint and path of all that belongs to it."""
     entries = context.index.read()
-    rows = []
+    heads = ("cell", "strategy", "size", "level", "subset_seed", "control")
+    rows: list[dict[str, Any]] = []
     for cell in gathered.cells.to_pylist():
         name = cell["cell"]
-        seeds = [seed for seed in context.experiment.sft.training_seeds if f"{name}_t{seed}" in entries.get("scores", {})]
+        seeds: list[int | None] = [seed for seed in context.experiment.sft.training_seeds if f"{name}_t{seed}" in entries.get("scores", {})]
         for seed in seeds or [None]:
             paths = {kind: entries.get(kind, {}).get(name, "") for kind in ("datasets", "metrics")}
             paths |= {kind: entries.get(kind, {}).get(f"{name}_t{seed}", "") for kind in ("runs", "scores")}
             prints = {f"{kind}_fingerprint": path.rpartition("/")[2] for kind, path in paths.items()}
-            head = {key: cell[key] for key in ("cell", "strategy", "size", "level", "subset_seed", "control")}
-            rows.append({**head, "training_seed": seed, **prints, **{f"{kind}_path": path for kind, path in paths.items()}})
-    return pa.Table.from_pylist(rows)
+            head = {key: "" if cell[key] is None else cell[key] for key in heads}
+            rows.append(
+                {**head, "training_seed": "" if seed is None else seed, **prints, **{f"{kind}_path": path for kind, path in paths.items()}}
+            )
+    return rows
 
 
-def _csv(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pacsv.write_csv(table, buffer)
-    return buffer.getvalue()
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode()
 
 
 def _read(artifact: Artifact, name: str) -> pa.Table:

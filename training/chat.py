@@ -1,279 +1,288 @@
-"""Messages become token ids, and which of them are learnt: the only place that knows chat templates.
+"""Messages become input ids and labels: the only place that knows chat templates.
 
-A template is a function from messages to pieces. The text of a message is encoded as ordinary text, so a response that spells
-`<|im_end|>` stays text; the special tokens of the template are put in by name. Learnt are the assistant's tokens with the end of its
-turn, and nothing else. Contents are never stripped.
+What is learnt is the assistant's content and the token that ends its turn, in every turn, and nothing else. Nothing is added that the
+data does not have: no default system message, and no stripping of white space, where some models' own templates do both. Content that
+spells a special token is ordinary text: special tokens come from here by their id, never out of a text.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from diversity.config import UserError
-from diversity.encodings import load_encoder, read_spec
-from training.model_source import read_json
+from diversity.config import ConfigError, UserError, near_matches
+from diversity.encodings import Encoder, ExactEncoder, HuggingFaceEncoder
+from diversity.twin import Inexact
 
+NO_LABEL = -100
+EOS = "<eos>"  # stands for whatever the tokenizer calls its end-of-text token
 Message = Mapping[str, str]
 
 
-class ChatError(UserError):
-    """A template that is not known, or that asks for tokens that the tokenizer lacks."""
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as training sees it.
+
+    Attributes:
+        input_ids: `(L,) int32`; it ends with the last learnt token, because nothing after it could matter.
+        labels: `(L,) int32`, aligned with `input_ids`: the token itself where it is learnt, -100 elsewhere. The loss does the shifting.
+        response_tokens: how many labels are not -100.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    response_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
 
-class Piece(NamedTuple):
-    """A stretch of a conversation: ordinary text, or the name of one special token."""
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a conversation: a text that is encoded by itself, or one special token."""
 
     text: str
     special: bool = False
     learnt: bool = False
 
 
-class Tokens(NamedTuple):
-    """A conversation as the model sees it: ids `(l,) int32`, and the mask of the learnt ones `(l,) bool`."""
-
-    ids: np.ndarray
-    learnt: np.ndarray
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a template needs of a tokenizer: its beginning and end of text, and the model's own words before the first message."""
-
-    bos: str | None
-    eos: str | None
-    preamble: str | None
-
-
-def chatml(messages: Sequence[Message], names: Names) -> list[Piece]:
-    """Return ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`, after the model's default system message where none is given."""
-    start, end = Piece("<|im_start|>", special=True), Piece("<|im_end|>", special=True)
-    pieces = []
-    if names.preamble is not None and messages[0]["role"] != "system":
-        pieces += [start, Piece(f"system\n{names.preamble}"), end, Piece("\n")]
+def _chatml(messages: Sequence[Message], bos: str | None) -> Iterator[Part]:
     for message in messages:
-        role, content = message["role"], message["content"]
-        if role == "assistant":
-            pieces += [start, Piece("assistant\n"), Piece(content, learnt=True), end._replace(learnt=True), Piece("\n")]
-        else:
-            pieces += [start, Piece(f"{role}\n{content}"), end, Piece("\n")]
-    return pieces
+        yield Part("<|im_start|>", special=True)
+        yield from _turn(message, f"{message['role']}\n", "<|im_end|>")
+        yield Part("\n")
 
 
-def llama_2(messages: Sequence[Message], names: Names) -> list[Piece]:
-    """Return Llama-2's form: `<s>[INST] user [/INST] answer </s>`, a system message in <<SYS>> marks inside the first user turn."""
-    pieces, system = [], ""
+def _llama3(messages: Sequence[Message], bos: str | None) -> Iterator[Part]:
+    yield Part("<|begin_of_text|>", special=True)
     for message in messages:
-        role, content = message["role"], message["content"]
-        if role == "system":
-            system += f"<<SYS>>\n{content}\n<</SYS>>\n\n"
-        elif role == "assistant":
-            pieces += [Piece(content, learnt=True), Piece(names.eos or "", special=True, learnt=True)]
+        yield Part("<|start_header_id|>", special=True)
+        yield Part(message["role"])
+        yield Part("<|end_header_id|>", special=True)
+        yield from _turn(message, "\n\n", "<|eot_id|>")
+
+
+def _turn(message: Message, header: str, end: str) -> Iterator[Part]:
+    """Yield header and content, apart where the content is learnt: a model that answers begins at that boundary too."""
+    learnt = message["role"] == "assistant"
+    if learnt:
+        yield Part(header)
+        yield Part(message["content"], learnt=True)
+    else:
+        yield Part(header + message["content"])
+    yield Part(end, special=True, learnt=learnt)
+
+
+def _llama2(messages: Sequence[Message], bos: str | None) -> Iterator[Part]:
+    """Yield Llama-2's turns; a system message opens the next user's turn, and roles it does not know count as the user's."""
+    system = ""
+    for message in messages:
+        if message["role"] == "system":
+            system += f"<<SYS>>\n{message['content']}\n<</SYS>>\n\n"
+        elif message["role"] == "assistant":
+            yield Part(f" {message['content']} ", learnt=True)
+            yield Part("</s>", special=True, learnt=True)
         else:
-            pieces += [Piece(names.bos or "", special=True), Piece(f"[INST] {system}{content} [/INST]")]
+            yield Part("<s>", special=True)
+            yield Part(f"[INST] {system}{message['content']} [/INST]")
             system = ""
-    return pieces
 
 
-def llama_3(messages: Sequence[Message], names: Names) -> list[Piece]:
-    """Return Llama-3's form: `<|start_header_id|>role<|end_header_id|>\\n\\ncontent<|eot_id|>`."""
-    pieces = [Piece(names.bos or "", special=True)]
+def _plain(messages: Sequence[Message], bos: str | None) -> Iterator[Part]:
+    """Yield headed paragraphs, for base models without a template; every answer ends with the tokenizer's end-of-text token."""
+    if bos:
+        yield Part(bos, special=True)
+    before = ""
     for message in messages:
-        role, content = message["role"], message["content"]
-        learnt = role == "assistant"
-        pieces += [Piece("<|start_header_id|>", special=True), Piece(role), Piece("<|end_header_id|>", special=True)]
-        pieces += [Piece("\n\n"), Piece(content, learnt=True)] if learnt else [Piece(f"\n\n{content}")]
-        pieces.append(Piece("<|eot_id|>", special=True, learnt=learnt))
-    return pieces
-
-
-def plain(messages: Sequence[Message], names: Names) -> list[Piece]:
-    """Return headed paragraphs, for base models that have no template: `### Instruction:`, `### Response:`, end of text."""
-    pieces = [] if names.bos is None else [Piece(names.bos, special=True)]
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if role == "assistant":
-            pieces += [Piece("### Response:\n"), Piece(content, learnt=True), Piece(names.eos or "", special=True, learnt=True), Piece("\n\n")]
+        if message["role"] == "system":
+            before += f"{message['content']}\n\n"
+        elif message["role"] == "assistant":
+            yield Part(f"{before}### Response:\n")
+            yield Part(message["content"], learnt=True)
+            yield Part(EOS, special=True, learnt=True)
+            before = ""
         else:
-            pieces.append(Piece(f"### {'System' if role == 'system' else 'Instruction'}:\n{content}\n\n"))
-    return pieces
+            before += f"### Instruction:\n{message['content']}\n\n"
 
 
-TEMPLATES: dict[str, Callable[[Sequence[Message], Names], list[Piece]]] = {
-    "chatml": chatml,
-    "llama-2": llama_2,
-    "llama-3": llama_3,
-    "plain": plain,
+TEMPLATES: dict[str, Callable[[Sequence[Message], str | None], Iterator[Part]]] = {
+    "chatml": _chatml,
+    "llama-2": _llama2,
+    "llama-3": _llama3,
+    "plain": _plain,
 }
-# What a model's own template (Jinja) holds if it is one of ours; the first that fits counts.
-MARKS = {"chatml": "<|im_start|>", "llama-3": "<|start_header_id|>", "llama-2": "<<SYS>>"}
-# Written into the export of a model that has no template of its own.
+# What a model's own template, or else its vocabulary, holds if it is one of ours; the first that fits counts.
+MARKS = {"chatml": ("<|im_start|>", "<|im_end|>"), "llama-3": ("<|start_header_id|>", "<|eot_id|>"), "llama-2": ("<<SYS>>",)}
+# The same templates in Jinja, for the exported folder, so that inference builds the prompts that training saw.
 JINJA = {
-    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "llama-2": "{% set ns = namespace(system='') %}{% for m in messages %}{% if m['role'] == 'system' %}"
-    "{% set ns.system = ns.system + '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' %}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
-    "{% else %}{{ bos_token + '[INST] ' + ns.system + m['content'] + ' [/INST]' }}{% set ns.system = '' %}{% endif %}{% endfor %}",
-    "llama-3": "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] "
-    "+ '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
-    "plain": "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    "{{ '### Response:\n' + m['content'] + eos_token + '\n\n' }}"
-    "{% else %}{{ '### ' + ('System' if m['role'] == 'system' else 'Instruction') + ':\n' + m['content'] + '\n\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}",
+    "llama-3": "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "llama-2": "{% set ns = namespace(system='') %}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{% set ns.system = ns.system + '<<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n' %}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' </s>' }}"
+    "{% else %}{{ '<s>[INST] ' + ns.system + message['content'] + ' [/INST]' }}{% set ns.system = '' %}{% endif %}{% endfor %}",
+    "plain": "{{ bos }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token }}"
+    "{% else %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}",
 }
 
 
-class Chat:
-    """A model's tokenizer and chat template.
+def load_tokenizer(folder: Path) -> Any:
+    """Return the folder's fast tokenizer, exactly as its tokenizer.json says.
 
-    Attributes:
-        template: the name of the template in use.
-        own: the model's own template (Jinja), None where it has none.
-    """
-
-    def __init__(self, folder: Path, template: str = "auto") -> None:
-        """Read tokenizer and template of a model folder.
-
-        Args:
-            folder: with tokenizer.json, tokenizer_config.json, and perhaps chat_template.jinja.
-            template: a name of TEMPLATES, or `auto`.
-
-        Raises:
-            ChatError: no such template, or special tokens that it needs are missing.
-        """
-        spec, config = read_spec(folder), read_json(folder / "tokenizer_config.json")
-        self.own = _own_template(folder, config)
-        self.template = _detect(self.own, folder) if template == "auto" else template
-        self._ids: dict[str, int] = {**spec["model"].get("vocab", {}), **{t["content"]: t["id"] for t in spec.get("added_tokens", [])}}
-        bos, eos = _token(config.get("bos_token")), _token(config.get("eos_token"))
-        adds_bos = bool(bos) and (config.get("add_bos_token", False) or bos in json.dumps(spec.get("post_processor"), ensure_ascii=False))
-        preamble = _preamble(self.own) if self.own and self.template == "chatml" else None
-        self._names = Names(bos if adds_bos or self.template != "plain" else None, eos, preamble)
-        self._encoder = load_encoder("", folder)
-        self._check()
-
-    @property
-    def jinja(self) -> str:
-        """Return the template that an exported model carries."""
-        return self.own if self.own and _matches(self.own) == self.template else JINJA[self.template]
-
-    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        """Return a conversation as pieces, empty ones left out."""
-        return [piece for piece in TEMPLATES[self.template](messages, self._names) if piece.text]
-
-    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Tokens]:
-        """Return the tokens of each conversation."""
-        laid_out = [self.pieces(messages) for messages in conversations]
-        ids, offsets = self._encoder.encode([piece.text for pieces in laid_out for piece in pieces if not piece.special])
-        bounds = iter(zip(offsets[:-1], offsets[1:], strict=True))
-        return [self._join(pieces, ids, bounds) for pieces in laid_out]
-
-    def _join(self, pieces: Sequence[Piece], ids: np.ndarray, bounds: Any) -> Tokens:
-        parts = [np.array([self._ids[p.text]], np.int32) if p.special else ids[slice(*next(bounds))] for p in pieces]
-        learnt = [np.full(len(part), piece.learnt) for piece, part in zip(pieces, parts, strict=True)]
-        return Tokens(np.concatenate(parts).astype(np.int32), np.concatenate(learnt))
-
-    def _check(self) -> None:
-        """Ask for every special token of the template before any sample is encoded."""
-        probe = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
-        pieces = TEMPLATES[self.template](probe, self._names)
-        if missing := {piece.text or "end of text" for piece in pieces if piece.special and piece.text not in self._ids}:
-            raise ChatError(f"template {self.template}: the tokenizer has no {', '.join(sorted(missing))}; set sft.template")
-
-
-@dataclass(frozen=True)
-class Tokenised:
-    """Samples as the model sees them, in the order of their table.
-
-    Attributes:
-        sample_ids: ids of the samples that remain.
-        tokens: their tokens; the first token of a sample is never learnt.
-        counts: `samples`, `truncated`, `dropped_overlong` (by config), `dropped_prompt` (the prompt alone fills max_length).
-    """
-
-    sample_ids: list[str]
-    tokens: list[Tokens]
-    counts: dict[str, int]
-
-    def response_tokens(self) -> np.ndarray:
-        """Return the number of learnt tokens of each sample, `(n,) int64`."""
-        return np.array([int(tokens.learnt.sum()) for tokens in self.tokens], np.int64)
-
-
-def tokenise(samples: pa.Table, chat: Chat, *, max_length: int, overlong: str = "truncate") -> Tokenised:
-    """Return the samples' tokens, none longer than max_length.
-
-    Args:
-        samples: with the columns sample_id and messages.
-        chat: tokenizer and template.
-        max_length: tokens of a sample at most.
-        overlong: `truncate` cuts the end off the response, `drop` leaves the sample out.
+    The generic class is asked for by name: model-specific ones put parts of the file together anew, and may lose some.
 
     Raises:
-        ChatError: no sample remains.
+        UserError: the folder has no tokenizer.json.
     """
-    ids, encoded = samples["sample_id"].to_pylist(), chat.encode(samples["messages"].to_pylist())
-    counts = {"samples": len(ids), "truncated": 0, "dropped_overlong": 0, "dropped_prompt": 0}
-    kept: list[tuple[str, Tokens]] = []
-    for sample_id, tokens in zip(ids, encoded, strict=True):
-        if len(tokens.ids) > max_length and overlong == "drop":
-            counts["dropped_overlong"] += 1
-            continue
-        cut = Tokens(tokens.ids[:max_length], tokens.learnt[:max_length])
-        if not cut.learnt.any():
-            counts["dropped_prompt"] += 1
-            continue
-        counts["truncated"] += int(tokens.learnt[max_length:].any())
-        kept.append((sample_id, cut))
-    if not kept:
-        raise ChatError(f"none of {len(ids)} samples has a response token within sft.max_length={max_length}")
-    return Tokenised([sample_id for sample_id, _ in kept], [tokens for _, tokens in kept], counts)
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder} has no tokenizer.json: give a Hugging Face folder with a fast tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _token(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
+class ChatEncoder:
+    """Encodes conversations with one model's tokenizer and template."""
+
+    def __init__(self, tokenizer: Any, template: str = "auto") -> None:
+        """Prepare an encoder.
+
+        Args:
+            tokenizer: a fast tokenizer of transformers.
+            template: one of `TEMPLATES`, or `auto`, which takes what the tokenizer's own template or tokens say.
+
+        Raises:
+            ConfigError: no such template, or the tokenizer lacks a token that it needs.
+        """
+        self.template = detect_template(tokenizer) if template == "auto" else template
+        if self.template not in TEMPLATES:
+            raise ConfigError(f"unknown chat template {template!r}{near_matches(template, TEMPLATES)}")
+        self._parts = TEMPLATES[self.template]
+        self._texts = _text_encoder(json.loads(tokenizer.backend_tokenizer.to_str()))
+        self._bos = _leading_token(tokenizer)
+        self._special = self._special_ids(tokenizer)
+        # SentencePiece tokenizers put a space before every text: Llama-2's space before an answer is then there already.
+        first = int(self._texts.encode(["a"])[0][0])
+        self._spaced = self.template == "llama-2" and tokenizer.convert_ids_to_tokens(first).startswith("▁")
+
+    @property
+    def chat_template(self) -> str:
+        """Return the Jinja template that builds the same prompts, for the exported tokenizer."""
+        return JINJA[self.template].replace("{{ bos }}", self._bos or "")
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Return one conversation's ids and labels.
+
+        Raises:
+            ValueError: it has no assistant's turn.
+        """
+        return self.encode_all([messages])[0]
+
+    def encode_all(self, conversations: Iterable[Sequence[Message]]) -> list[Encoded]:
+        """Return many conversations' ids and labels; every text that comes again and again (a role, a header) is encoded once."""
+        split = [self._split(messages) for messages in conversations]
+        ids = self._ids([part for parts in split for part in parts])
+        bounds = np.cumsum([0, *(len(parts) for parts in split)]).tolist()
+        return [_join(parts, ids[start:stop]) for parts, (start, stop) in zip(split, pairwise(bounds), strict=True)]
+
+    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+        """Return `(L,) int32`: the conversation up to where the assistant's next answer begins."""
+        parts = self._split([*messages, {"role": "assistant", "content": ""}])
+        answer = max(i for i, part in enumerate(parts) if part.learnt and not part.special)
+        return np.concatenate(self._ids(parts[:answer]))
+
+    def _split(self, messages: Sequence[Message]) -> list[Part]:
+        parts = list(self._parts(messages, self._bos))
+        if self._spaced:
+            parts = [Part(part.text[1:], learnt=True) if part.learnt and not part.special else part for part in parts]
+        return parts
+
+    def _ids(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        """Return each part's ids, `(l,) int32`."""
+        texts = list(dict.fromkeys(part.text for part in parts if not part.special))
+        ids, bounds = self._texts.encode(texts)
+        found = {text: ids[start:stop] for text, (start, stop) in zip(texts, pairwise(bounds.tolist()), strict=True)}
+        return [self._special[part.text] if part.special else found[part.text] for part in parts]
+
+    def _special_ids(self, tokenizer: Any) -> dict[str, np.ndarray]:
+        """Return the ids of the template's special tokens by the names that its parts use."""
+        probe = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
+        names = {part.text for part in self._parts(probe, self._bos) if part.special}
+        vocabulary = tokenizer.get_vocab()
+        ids = {name: tokenizer.eos_token_id if name == EOS else vocabulary.get(name) for name in sorted(names)}
+        missing = [name for name, number in ids.items() if number is None]
+        if missing:
+            raise ConfigError(f"chat template {self.template} needs {', '.join(missing)}, which the tokenizer does not have")
+        return {name: np.array([number], np.int32) for name, number in ids.items()}
 
 
-def _own_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text("utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = next((one["template"] for one in found if one.get("name") == "default"), None)
-    return found
+def detect_template(tokenizer: Any) -> str:
+    """Return the template that a tokenizer's own chat template, or else its special tokens, stand for.
+
+    Raises:
+        ConfigError: it has a chat template that is none of ours.
+    """
+    own = tokenizer.chat_template
+    own = own.get("default") if isinstance(own, dict) else own
+    known = own or tokenizer.get_vocab()
+    for name, marks in MARKS.items():
+        if all(mark in known for mark in marks):
+            return name
+    if own and "### Instruction:" not in own:
+        raise ConfigError(f"the model's chat template is none of {', '.join(TEMPLATES)}: set sft.template to the one to train with")
+    return "plain"
 
 
-def _matches(jinja: str) -> str | None:
-    return next((name for name, mark in MARKS.items() if mark in jinja), None)
+def fit(encoded: Encoded, max_length: int, overlong: Literal["truncate", "drop"] = "truncate") -> Encoded | None:
+    """Return the sample within `max_length` tokens, cut at its response's end, or None.
+
+    None is a sample that is dropped: because of `overlong`, or because its prompt alone fills `max_length`. The caller counts them.
+    """
+    if len(encoded) <= max_length:
+        return encoded
+    left = int(np.count_nonzero(encoded.labels[:max_length] != NO_LABEL))
+    return None if overlong == "drop" or left == 0 else cut_response(encoded, left)
 
 
-def _detect(jinja: str | None, folder: Path) -> str:
-    if not jinja:
-        return "plain"
-    if found := _matches(jinja):
-        return found
-    raise ChatError(f"the chat template of {folder} is none of {', '.join(TEMPLATES)}: choose the nearest with sft.template")
+def cut_response(encoded: Encoded, tokens: int) -> Encoded:
+    """Return the sample with its first `tokens` response tokens only; what follows them is cut away."""
+    if encoded.response_tokens <= tokens:
+        return encoded
+    end = int(np.flatnonzero(encoded.labels != NO_LABEL)[tokens - 1]) + 1
+    return Encoded(encoded.input_ids[:end], encoded.labels[:end], tokens)
 
 
-def _preamble(jinja: str) -> str | None:
-    """Return the system message that a model's ChatML template puts before a conversation without one, found by rendering it."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _join(parts: Sequence[Part], ids: Sequence[np.ndarray]) -> Encoded:
+    """Return the parts as one sample that ends with its last learnt token. The first token has no label: nothing predicts it."""
+    learnt = np.repeat([part.learnt for part in parts], [len(part) for part in ids])
+    learnt[:1] = False
+    if not learnt.any():
+        raise ValueError("a conversation without an assistant's turn has nothing to learn")
+    end = int(np.flatnonzero(learnt)[-1]) + 1
+    input_ids = np.concatenate(ids)[:end].astype(np.int32, copy=False)
+    return Encoded(input_ids, np.where(learnt[:end], input_ids, np.int32(NO_LABEL)), int(learnt.sum()))
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+def _text_encoder(spec: dict[str, Any]) -> Encoder:
+    """Return what typing counts tokens with, too: the exact fast twin of the tokenizer where there is one."""
     try:
-        template = environment.from_string(jinja)
-        text = template.render(messages=[{"role": "user", "content": "x"}], add_generation_prompt=False, bos_token="", eos_token="")
-    except TemplateError as error:
-        raise ChatError(f"the model's chat template can't be rendered: {error}") from None
-    found = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", text, flags=re.DOTALL)
-    return found[1] if found else None
+        return ExactEncoder(spec)
+    except Inexact:
+        return HuggingFaceEncoder(spec)
+
+
+def _leading_token(tokenizer: Any) -> str | None:
+    """Return the special token that the tokenizer puts before a text, if it does."""
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else None

@@ -24,7 +24,7 @@ PLACEHOLDER = re.compile(r"%\(\w+\)[sd]")  # filled in when the package is impor
 STRANGE_SPACE = re.compile(r"[^\S \n\t]")
 
 _STRING = r'"""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''
-_TOKENS = re.compile(rf"({_STRING})|(#[^\n]*)|(\s+)", re.DOTALL)
+_TOKENS = re.compile(rf"({_STRING})|(?:\s|#[^\n]*)+", re.DOTALL)
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -144,8 +144,5 @@ def signature_of(node: Definition, lines: list[str]) -> str:
         head[-1] = ""
     head[0] = head[0].encode()[node.col_offset :].decode()
 
-    def tidy(match: re.Match[str]) -> str:
-        return match[1] or (" " if match[3] else "")
-
-    text = _TOKENS.sub(tidy, "\n".join(head)).strip().removesuffix(":").rstrip()
+    text = _TOKENS.sub(lambda match: match[1] or " ", "\n".join(head)).strip().removesuffix(":").rstrip()
     return text.replace("( ", "(").replace(", )", ")").replace(",)", ")").replace(" )", ")")

@@ -26,7 +26,7 @@ class TaggerConfig(Config):
         max_share: a tag in more than this share of the samples says nothing and is dropped.
         merge: tags whose vectors have at least this cosine to a commoner tag become that tag; null leaves them.
         mutual: two tags whose frequencies are at most this many times their joint frequency become one; null leaves them.
-        max_tags: of a sample, at most; the first in the tagger's ranking stay.
+        max_tags: of a sample, at most: its intent and its rarest tags stay.
     """
 
     name: str = "keyphrase"

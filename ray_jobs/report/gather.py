@@ -66,7 +66,7 @@ def gather(storage: Storage, entries: Mapping[str, Any], cells: Sequence[Cell], 
     results: list[dict[str, Any]] = []
     for key, (manifest, table) in zip(scores, _each(_manifest_and_rows, scores.values()), strict=True):
         name, seed = keys[key]
-        if manifest.get("content", content := manifests[name].get("content")) != content:
+        if "content" in manifest and manifest["content"] != manifests[name]["content"]:
             logger.warning("%s: its scores are of an earlier dataset, left out", key)
             continue
         results += [{**facts[name], **row, "training_seed": seed} for row in table]

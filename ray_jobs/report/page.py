@@ -41,6 +41,7 @@ CELLS_SCHEMA = pa.schema(
 )
 COVERAGE_SCHEMA = pa.schema([("cell", pa.string()), ("typing", pa.string()), ("coverage", pa.float64())])
 SOURCES_SCHEMA = pa.schema([("cell", pa.string()), ("source", pa.string()), ("samples", pa.int64())])
+ROOT = "../../"
 MORE_SCORES = 6  # further scores that get panels of their own
 
 
@@ -97,13 +98,13 @@ class ReportData:
     pairs: Sequence[Pair] = field(default=())
 
 
-def render(data: ReportData, link_root: str) -> str:
-    """Return the page.
+def linked(page: str, link_root: str) -> str:
+    """Return the page with links that start from another folder: `link_root` is the relative way from there to the storage."""
+    return page.replace(f'{{"root":"{ROOT}"', f'{{"root":"{link_root}"', 1)
 
-    Args:
-        data: what it shows.
-        link_root: relative way from the page's folder to the storage, e.g. `../../../`, for links to datasets.
-    """
+
+def render(data: ReportData) -> str:
+    """Return the page as it lies in its artifact, `<storage>/report/<fingerprint>/`; `linked` moves it."""
     found = score_plots.scores(data.results)
     source_panels, source_legend, source_size = plots.source_panels(data.cells, data.sources)
     sizes = size_colours(data.cells["size"].to_pylist())
@@ -128,7 +129,7 @@ def render(data: ReportData, link_root: str) -> str:
         source_size=source_size,
         min_levels=MIN_LEVELS,
         min_runs=MIN_RUNS,
-        cells_json=_json({"root": link_root, "columns": _columns(data.results), "rows": cell_rows(data)}),
+        cells_json=_json({"root": ROOT, "columns": _columns(data.results), "rows": cell_rows(data)}),
     )
 
 

@@ -1,0 +1,175 @@
+"""Training state written by all ranks and read back, and a finished model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diversity.config import UserError
+from training.config import SftConfig
+from training.engine import with_adapters
+
+STATE = "state"  # the tag under which DeepSpeed files every rank's shards
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map*", "added_tokens*", "vocab*", "merges*", "chat_template*", "generation_config.json")
+MAX_SHARD = "5GB"
+
+Rows = list[dict[str, Any]]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be loaded here."""
+
+
+def save_state(engine: Any, folder: Path, run: str, step: int, rows: Rows) -> None:
+    """Write every rank's part of the training state into a folder; all ranks call this.
+
+    The folder may be another one for each rank, merged afterwards, as Ray Train does. It is a checkpoint once all ranks are done, which
+    only the caller knows: whoever keeps folders publishes them after that (`publish` here, `ray.train.report` there).
+
+    Args:
+        engine: DeepSpeed's.
+        folder: an empty folder.
+        run: the run's fingerprint.
+        step: steps done.
+        rows: a row for each of them.
+    """
+    client_state = {"run": run, "step": step, "rows": rows, "world_size": torch.distributed.get_world_size()}
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.save_checkpoint(str(folder), tag=STATE, client_state=client_state, save_latest=False)
+
+
+def load_state(engine: Any, folder: Path, run: str) -> tuple[int, Rows]:
+    """Load a checkpoint into a new engine and return the steps done and their rows; all ranks call this.
+
+    Raises:
+        CheckpointError: it is of another run, of another number of ranks, or not whole.
+    """
+    try:
+        loaded, client_state = engine.load_checkpoint(str(folder), tag=STATE)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} can't be loaded: {' '.join(str(error).split())[:300]}; remove it to start again"
+        ) from None
+    if loaded is None:
+        raise CheckpointError(f"{folder} holds no checkpoint; remove it to start again")
+    ranks = torch.distributed.get_world_size()
+    if client_state["run"] != run:
+        raise CheckpointError(f"checkpoint {folder} is of run {client_state['run']}, not of {run}")
+    if client_state["world_size"] != ranks:
+        raise CheckpointError(f"checkpoint {folder} is of {client_state['world_size']} ranks, and there are {ranks}")
+    return client_state["step"], client_state["rows"]
+
+
+class CheckpointFolder:
+    """Checkpoints of one run in a folder that all ranks see: `<root>/step-00000200`, whole or not there."""
+
+    def __init__(self, root: Path, run: str) -> None:
+        self.root, self.run = root, run
+
+    def save(self, engine: Any, step: int, rows: Rows) -> None:
+        """Write a checkpoint on all ranks, then publish it by a rename and remove the older ones."""
+        leads = torch.distributed.get_rank() == 0
+        part = self.root / f".part-{step:08d}"
+        if leads:
+            shutil.rmtree(part, ignore_errors=True)
+        torch.distributed.barrier()
+        save_state(engine, part, self.run, step, rows)
+        torch.distributed.barrier()
+        if leads:
+            older = self._whole()
+            target = self.root / f"step-{step:08d}"
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            for folder in older:
+                shutil.rmtree(folder, ignore_errors=True)
+        torch.distributed.barrier()
+
+    def resume(self, engine: Any) -> tuple[int, Rows]:
+        """Load the newest whole checkpoint, or begin at step 0."""
+        whole = self._whole()
+        return load_state(engine, whole[-1], self.run) if whole else (0, [])
+
+    def remove(self) -> None:
+        """Remove all of them."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _whole(self) -> list[Path]:
+        return sorted(self.root.glob("step-*"))
+
+
+def consolidate(engine: Any) -> dict[str, torch.Tensor] | None:
+    """Return the trained model's parameters on the CPU of rank 0, each once by its first name; all ranks call this, the others get None."""
+    import deepspeed
+
+    leads = torch.distributed.get_rank() == 0
+    model = engine.module.model
+    if engine.zero_optimization_stage() < 3:
+        return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()} if leads else None
+    state = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if leads:
+                state[name] = parameter.detach().cpu().clone()
+    return state if leads else None
+
+
+def export(engine: Any, source: Path, folder: Path, sft: SftConfig, *, chat_template: str | None = None) -> None:
+    """Write the trained model as a Hugging Face folder that transformers and vLLM open; all ranks call this, rank 0 writes.
+
+    Args:
+        engine: DeepSpeed's.
+        source: the folder that the run began with; its tokenizer and generation config are copied as they are.
+        folder: a new folder.
+        sft: the run's configuration; adapters are merged into the weights.
+        chat_template: Jinja, written where the source has none, so that inference builds the prompts that training saw.
+    """
+    state = consolidate(engine)
+    if state is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _fresh_model(source, state, sft).save_pretrained(folder, max_shard_size=MAX_SHARD)
+    copy_tokenizer(source, folder, chat_template)
+    usual_modes(folder)
+
+
+def _fresh_model(source: Path, state: dict[str, torch.Tensor], sft: SftConfig) -> Any:
+    """Return a model outside of DeepSpeed that has these parameters, adapters merged."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = next(iter(state.values())).dtype
+    if sft.lora is None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if left:
+            raise ValueError(f"the trained model has no parameters for {', '.join(left[:5])}")
+        return model
+    model = with_adapters(AutoModelForCausalLM.from_pretrained(source, dtype=dtype), sft.lora, seed=0)
+    model.load_state_dict(state, strict=False)
+    return model.merge_and_unload()
+
+
+def copy_tokenizer(source: Path, folder: Path, chat_template: str | None = None) -> None:
+    """Copy what a tokenizer and generation need, byte for byte."""
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    config = folder / "tokenizer_config.json"
+    has_own = any(folder.glob("chat_template*")) or (config.exists() and '"chat_template"' in config.read_text("utf-8"))
+    if chat_template and not has_own:
+        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+
+
+def usual_modes(folder: Path) -> None:
+    """Give every file the mode that a new file has: safetensors are written for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
