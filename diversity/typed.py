@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diversity.config import UserError
+
 TYPES = pa.list_(pa.int32())
 DATA_SCHEMA = pa.schema([("sample_id", pa.string()), ("types", TYPES)])
 TYPES_SCHEMA = pa.schema([("type", pa.int32()), ("content", pa.binary()), ("label", pa.string()), ("df", pa.int64())])
 
 
-class NoTypesError(ValueError):
+class NoTypesError(UserError, ValueError):
     """A typing without a single type, or with too few for what is asked; the message says which setting to change."""
 
 

@@ -72,6 +72,16 @@ def prepare_process(device: str, threads: int | None = None) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def free_memory(device: str, ranks_on_node: int = 1) -> tuple[int, int | None]:
+    """Return the bytes that a rank can have on its device, and on its host for what is offloaded (None: the device is the host)."""
+    import psutil
+
+    host = psutil.virtual_memory().available // ranks_on_node
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0], host
+    return host, None
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
     """Have torch.distributed running: as it is already, or as torchrun's environment says, or for this process alone."""

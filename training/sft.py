@@ -1,349 +1,341 @@
-"""One fine-tuning: a dataset and a model go in, an engine with trained weights and a row for every step come out.
+"""One dataset becomes one model: the train loop, on a DeepSpeed engine.
 
-    python -m training.sft DATASET --model builtin:smollm2-135m --out FOLDER [key=value ...]
-    torchrun --nproc-per-node 2 -m training.sft DATASET ... world_size=2
+Without Ray, alone or on several ranks:
 
-DATASET is a parquet file or a dataset's folder. It needs no Ray: this is also what every rank of a Ray Train run calls.
+    python -m training.sft DATASET --out FOLDER --model builtin:smollm2-135m budget='{response_tokens: 1024}'
+    torchrun --nproc-per-node 2 -m training.sft DATASET --out FOLDER zero.stage=2
+
+The loss of a step is the mean over the response tokens of its global batch, whatever the ranks, rows and packing that carry them.
+DeepSpeed averages gradients over ranks and knows nothing of rows, so a row's summed loss is scaled by world size / response tokens.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
+import math
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-
-os.environ.setdefault("DS_ACCELERATOR", "cpu" if not Path("/dev/nvidiactl").exists() else "cuda")
-
+import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
-from torch import nn
+import yaml
 
-from diversity.config import UserError
-from training import checkpoint, zero
-from training.chat import Chat, Tokenised, tokenise
-from training.config import Precision, SftConfig, learning_rate
-from training.loss import attention_implementation, token_nll
-from training.packing import Batch, Row, Stream
+from diversity.artifact import digest
+from diversity.config import UserError, parse
+from diversity.keys import sample_keys
+from training.chat import ChatEncoder, Encoded, fit, load_tokenizer
+from training.checkpoint import CheckpointFolder, export
+from training.config import SftConfig, learning_rate, run_fingerprint
+from training.engine import build_engine, free_memory, load_model, prepare_process, process_group, shape_of
+from training.model_source import model_digest, resolve_model
+from training.packing import Step, collate, model_inputs, plan_steps
+from training.zero import Memory, refuse_what_cannot_fit
 
 logger = logging.getLogger(__name__)
 
 TRAIN_SCHEMA = pa.schema(
     [
-        ("step", pa.int32()),
+        ("step", pa.int64()),
         ("loss", pa.float64()),
         ("lr", pa.float64()),
-        ("grad_norm", pa.float64()),
         ("response_tokens", pa.int64()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
     ]
 )
-PROGRESS_SECONDS = 10.0
+PROGRESS_EVERY_S = 5.0
 
 
 class NonFiniteLoss(UserError):
-    """A loss that is not a number; the message names the step and the samples of the row that gave it."""
+    """A loss that is no number; the message names the step and the samples of the batch."""
 
 
 @dataclass(frozen=True)
-class World:
-    """Which of how many processes this is, and what it computes on."""
+class Job:
+    """One fine-tuning.
 
-    rank: int
-    size: int
-    device: torch.device
+    Attributes:
+        model: a Hugging Face folder on this node.
+        samples: a dataset's rows; `sample_id` and `messages` are read, sorted by sample_id.
+        sft: how.
+        training_seed: seed of the data order, and of adapters and dropout where there are any.
+        device: `cpu` or `cuda`.
+    """
 
-    @property
-    def main(self) -> bool:
-        """Return whether this is the rank that speaks and writes."""
-        return self.rank == 0
+    model: Path
+    samples: pa.Table
+    sft: SftConfig
+    training_seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from: encoded samples that fit, and every step's batch; the same on all ranks."""
+
+    encoded: list[Encoded]
+    sample_ids: list[str]
+    steps: list[Step]
+    counts: dict[str, int]
+    chat_template: str
 
 
 @dataclass
 class Trained:
-    """A finished fine-tuning.
+    """A finished run: the engine with the trained weights, a row for each step, figures for its manifest, and its chat template."""
 
-    Attributes:
-        engine: DeepSpeed's engine, whose module computes with the trained weights.
-        chat: tokenizer and template it was trained with.
-        rows: one for each optimizer step, `TRAIN_SCHEMA`.
-        summary: what a manifest states about the run.
+    engine: Any
+    rows: pa.Table
+    chat_template: str
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """Return the trained causal language model; with ZeRO stage 3 a rank holds only its part of the weights."""
+        return self.engine.module.model
+
+
+SaveCheckpoint = Callable[[Any, int, list[dict[str, Any]]], None]  # of the engine, the steps done, their rows; called on all ranks
+
+
+def prepare_data(job: Job, world_size: int) -> Data:
+    """Return the encoded samples and the plan of all steps.
+
+    Raises:
+        UserError: no sample fits.
     """
-
-    engine: Any
-    chat: Chat
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
-
-
-@dataclass
-class Loop:
-    """The state of a run between two optimizer steps."""
-
-    engine: Any
-    tokenised: Tokenised
-    stream: Stream
-    config: SftConfig
-    world: World
-    seed: int
-    label: str
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def step(self, number: int) -> None:
-        """Learn one global batch: its loss is the mean over its response tokens, whatever the ranks, rows and micro steps.
-
-        Raises:
-            NonFiniteLoss: before the optimizer has touched the weights.
-        """
-        started = time.perf_counter()
-        shares = self.stream.shares(number)
-        batch = Batch.of(self.tokenised, shares, capacity=self.config.capacity, world_size=self.world.size)
-        if self.config.lora is not None and self.config.lora.dropout:
-            torch.manual_seed((self.seed * 1_000_003 + number) * self.world.size + self.world.rank)
-        size = self.stream.size(number)
-        losses = torch.zeros(len(batch.rows), self.world.size, dtype=torch.float64)
-        for micro_step, row in enumerate(batch.of_rank(self.world.rank)):
-            losses[micro_step, self.world.rank] = self._backward(row, size)
-        losses = checkpoint.synchronise(losses.to(self.world.device)).cpu().flatten()
-        self._require_finite(losses, batch, number)
-        rate = learning_rate(number, self.stream.steps, self.config)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        loss, seconds = float(losses.sum()) / size, time.perf_counter() - started
-        values = (number, loss, rate, float("nan") if norm is None else float(norm), size, batch.tokens, seconds)
-        self.rows.append(dict(zip(TRAIN_SCHEMA.names, values, strict=True)))
-
-    def _backward(self, row: Row, size: int) -> float:
-        """Add a row's gradients and return its summed loss."""
-        nll = token_nll(self.engine, row, self.world.device).sum()
-        # DeepSpeed averages gradients over the ranks, so their sum is asked for; a row that only keeps step has weight zero.
-        self.engine.backward(nll * (self.world.size / size if row.counts else 0.0), scale_wrt_gas=False)
-        return float(nll.detach()) if row.counts else 0.0
-
-    def _require_finite(self, losses: torch.Tensor, batch: Batch, number: int) -> None:
-        bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
-        if bad:
-            ids = ", ".join(batch.sample_ids(bad[0]))
-            raise NonFiniteLoss(f"{self.label}: the loss of step {number} is {float(losses[bad[0]])}; samples of its row: {ids}")
-
-    def progress(self, number: int, started: float) -> None:
-        """Say how far the run is."""
-        row, steps = self.rows[-1], self.stream.steps
-        here = self.rows[-(number + 1) :]
-        speed = sum(one["response_tokens"] for one in here) / max(1e-9, sum(one["seconds"] for one in here))
-        left = sum(self.stream.size(later) for later in range(number + 1, steps)) / speed
-        logger.info(
-            "%s: step %d/%d loss %.4f, %.0f response tokens/s, %.0f s so far, %.0f s left",
-            self.label, number + 1, steps, row["loss"], speed, time.perf_counter() - started, left,
-        )  # fmt: skip
+    sft = job.sft
+    encoder = ChatEncoder(load_tokenizer(job.model), sft.template)
+    whole = encoder.encode_all(job.samples["messages"].to_pylist())
+    fitted = [fit(one, sft.max_length, sft.overlong) for one in whole]
+    kept = [i for i, one in enumerate(fitted) if one is not None]
+    if not kept:
+        raise UserError(f"none of {len(whole)} samples fits sft.max_length={sft.max_length}")
+    encoded = [one for one in fitted if one is not None]
+    cut = sum(len(fitted[i] or ()) < len(whole[i]) for i in kept)
+    ids = job.samples["sample_id"].to_pylist()
+    steps = plan_steps(
+        np.array([len(one) for one in encoded]),
+        np.array([one.response_tokens for one in encoded]),
+        budget_tokens=sft.budget.response_tokens,
+        epochs=sft.budget.epochs,
+        tokens_per_step=sft.response_tokens_per_step,
+        max_length=sft.max_length,
+        row_tokens=sft.capacity,
+        seed=job.training_seed,
+        world_size=world_size,
+        keys=sample_keys([ids[i] for i in kept]),
+    )
+    counts = {"samples": len(encoded), "truncated": cut, "dropped": len(whole) - len(kept)}
+    return Data(encoded, [ids[i] for i in kept], steps, counts, encoder.chat_template)
 
 
-def train(
-    samples: pa.Table,
-    folder: Path,
-    config: SftConfig,
+def fine_tune(
+    job: Job,
     *,
-    seed: int,
-    world: World,
-    checkpoints: checkpoint.Checkpoints | None = None,
-    label: str = "sft",
+    resume: Callable[[Any], tuple[int, list[dict[str, Any]]]] | None = None,
+    checkpoint: SaveCheckpoint | None = None,
+    memory: tuple[int, int | None] | None = None,
 ) -> Trained:
-    """Return the model of a folder, fine-tuned on samples. Every rank calls it with the same arguments.
+    """Return the trained engine. Every rank calls this; torch.distributed runs already (`engine.process_group`).
 
     Args:
-        samples: with the columns sample_id and messages.
-        folder: Hugging Face folder of the model.
-        config: everything about the fine-tuning.
-        seed: of data order and LoRA's start.
-        world: this process's place; the process group exists.
-        checkpoints: where to keep checkpoints and find the one to go on from; None keeps nothing.
-        label: name of the run in messages.
+        job: what is trained, on what.
+        resume: loads a checkpoint into a new engine and returns the steps done and their rows.
+        checkpoint: saves one, every `sft.checkpoint_every` steps.
+        memory: bytes that a rank can have on its device, and on its host for what is offloaded; None checks nothing.
 
     Raises:
-        NonFiniteLoss: the loss became infinite or no number.
-        WillNotFit: the estimate of memory exceeds what there is.
+        NonFiniteLoss: a step's loss is no number.
+        DoesNotFit: the run's estimate exceeds `memory`.
     """
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    if world_size != job.sft.world_size:
+        raise UserError(f"this run is of sft.world_size={job.sft.world_size}, and there are {world_size} ranks")
     started = time.perf_counter()
-    keep: checkpoint.Checkpoints = checkpoints or checkpoint.NoCheckpoints()
-    chat = Chat(folder, config.template)
-    tokenised = tokenise(samples, chat, max_length=config.max_length, overlong=config.overlong)
-    lengths = tokenised.response_tokens()
-    stream = Stream(tokenised.sample_ids, lengths, config.budget.tokens(int(lengths.sum())), config.response_tokens_per_step, seed)
-    tokenised_at = time.perf_counter()
-    engine, shape = make_engine(folder, config, seed=seed, world=world)
-    built = time.perf_counter()
-    loop = Loop(engine, tokenised, stream, config, world, seed, label)
-    first = _resume(loop, keep)
-    if world.main:
-        where = f"from step {first} of" if first else "of"
-        logger.info("%s: %s %d steps, %d response tokens in %d samples", label, where, stream.steps, stream.total, len(lengths))
-    spoken = begun = time.perf_counter()
-    for number in range(first, stream.steps):
-        loop.step(number)
-        if world.main and (time.perf_counter() - spoken > PROGRESS_SECONDS or number + 1 == stream.steps):
-            spoken = time.perf_counter()
-            loop.progress(number, begun)
-        done = number + 1
-        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < stream.steps:
-            state = {"next_step": done, "rows": loop.rows}
-            keep.save(done, lambda target, state=state: checkpoint.save_state(engine, target, state))  # type: ignore[misc]
-    seconds = {
-        "tokenise": tokenised_at - started,
-        "engine": built - tokenised_at,
-        "steps": time.perf_counter() - begun,
+    data = prepare_data(job, world_size)
+    precision = job.sft.resolved_precision(job.device)
+    model = load_model(job.model, job.sft, precision, seed=job.training_seed)
+    shape = shape_of(model)
+    device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
+    needed = refuse_what_cannot_fit(shape, job.sft, precision, device_bytes=device_bytes, host_bytes=host_bytes)
+    engine = build_engine(model, job.sft, precision, job.device)
+    done, rows = resume(engine) if resume else (0, [])
+    if rank == 0:
+        logger.info("%s", describe(data, shape.parameters, needed))
+    progress = Progress(len(data.steps), done, speaks=rank == 0)
+    setup_s = time.perf_counter() - started
+    for step in range(done, len(data.steps)):
+        rows.append(_one_step(engine, job, data, step, rank, world_size))
+        progress.tell(rows)
+        every = job.sft.checkpoint_every
+        if checkpoint and every and (step + 1) % every == 0 and step + 1 < len(data.steps):
+            checkpoint(engine, step + 1, rows)
+    return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat_template, _summary(data, rows, setup_s))
+
+
+def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_size: int) -> dict[str, Any]:
+    """Take one optimizer step and return its row."""
+    started = time.perf_counter()
+    plan = data.steps[step]
+    rate = learning_rate(step, len(data.steps), job.sft)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    if job.sft.lora is not None and job.sft.lora.dropout:
+        torch.manual_seed(int(digest([job.training_seed, step, rank])[:15], 16))  # so that a resumed run drops the same
+    total = torch.zeros((), device=engine.device, dtype=torch.float64)
+    for part in plan.ranks[rank]:
+        batch = collate(data.encoded, part)
+        labels = torch.from_numpy(batch.labels).to(engine.device)
+        loss = engine(labels=labels, **model_inputs(batch, engine.module.model, engine.device))
+        engine.backward(loss * (world_size / plan.response_tokens), scale_wrt_gas=False)
+        total += loss.detach()
+    torch.distributed.all_reduce(total)
+    summed = total.item()
+    if not math.isfinite(summed):
+        raise NonFiniteLoss(_blame(data, plan))
+    engine.step()
+    return {
+        "step": step,
+        "loss": summed / plan.response_tokens,
+        "lr": rate,
+        "response_tokens": plan.response_tokens,
+        "tokens": plan.tokens,
+        "seconds": time.perf_counter() - started,
     }
-    summary = {
-        "steps": stream.steps,
-        "response_tokens": stream.total,
-        "tokens": sum(row["tokens"] for row in loop.rows),
-        "epochs": stream.total / stream.per_epoch,
-        "dataset_response_tokens": stream.per_epoch,
-        **tokenised.counts,
-        "parameters": shape.parameters,
-        "trained_parameters": shape.trained,
-        "template": chat.template,
-        "world_size": world.size,
-        "final_loss": loop.rows[-1]["loss"],
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+
+
+def _blame(data: Data, plan: Step, shown: int = 20) -> str:
+    ids = [data.sample_ids[i] for i in plan.samples]
+    more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
+    return (
+        f"the loss of step {plan.number} is not finite; lower sft.lr, or look at the samples of its batch: {', '.join(ids[:shown])}{more}"
+    )
+
+
+def describe(data: Data, parameters: int, needed: Memory) -> str:
+    """Return one line on what is about to be trained."""
+    response, total = sum(step.response_tokens for step in data.steps), sum(step.tokens for step in data.steps)
+    return (
+        f"{data.counts['samples']} samples ({data.counts['truncated']} cut, {data.counts['dropped']} dropped), {len(data.steps)} steps, "
+        f"{response} response tokens of {total}, {data.steps[-1].epoch:.2f} epochs; {parameters / 1e6:.1f}M parameters: {needed}"
+    )
+
+
+class Progress:
+    """Rank 0's line every few seconds: step, loss, tokens a second, time left."""
+
+    def __init__(self, steps: int, done: int, *, speaks: bool) -> None:
+        self.steps, self.first, self.speaks = steps, done, speaks
+        self.started = self.told = time.perf_counter()
+
+    def tell(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Say where the run stands, if it is time."""
+        now, done = time.perf_counter(), len(rows)
+        if not self.speaks or (done < self.steps and now - self.told < PROGRESS_EVERY_S):
+            return
+        self.told = now
+        seconds = now - self.started
+        tokens = sum(row["tokens"] for row in rows[self.first :])
+        left = seconds / max(done - self.first, 1) * (self.steps - done)
+        speed = tokens / max(seconds, 1e-9)
+        logger.info("step %d of %d: loss %.4f, %.0f tokens/s, %.0f s left", done, self.steps, rows[-1]["loss"], speed, left)
+
+
+def _summary(data: Data, rows: Sequence[dict[str, Any]], setup_s: float) -> dict[str, Any]:
+    seconds = sum(row["seconds"] for row in rows)
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        **data.counts,
+        "steps": len(rows),
+        "epochs": data.steps[-1].epoch,
+        "response_tokens": sum(row["response_tokens"] for row in rows),
+        "tokens": tokens,
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "setup_s": setup_s,
+        "train_s": seconds,
+        "tokens_per_s": tokens / max(seconds, 1e-9),
     }
-    return Trained(engine, chat, loop.rows, summary)
 
 
-def _resume(loop: Loop, checkpoints: checkpoint.Checkpoints) -> int:
-    """Return the step to go on with: 0, or the one after the newest checkpoint."""
-    with checkpoints.latest() as found:
-        if found is None:
-            return 0
-        state = checkpoint.load_state(loop.engine, found)
-    loop.rows[:] = state["rows"]
-    return int(state["next_step"])
-
-
-def make_engine(folder: Path, config: SftConfig, *, seed: int, world: World) -> tuple[Any, zero.Shape]:
-    """Return DeepSpeed's engine around the model of a folder, and the model's shape.
+def read_samples(path: Path) -> pa.Table:
+    """Return a dataset's rows from a sealed folder, a folder of parquet files, or one file, sorted by sample_id.
 
     Raises:
-        WillNotFit: the estimate of memory exceeds what the rank has.
+        UserError: there is nothing of the kind.
     """
-    import deepspeed
-    import deepspeed.ops
-    from transformers.integrations import HfDeepSpeedConfig
-
-    precision = config.resolved_precision(world.device.type)
-    ds_config = zero.deepspeed_config(config, precision=precision)
-    # A C++ extension for gloo on shared memory takes minutes to compile; gloo alone does the same.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.manual_seed(seed)
-    # While this object lives, transformers loads a model for stage 3 in pieces, so that no rank ever holds it whole.
-    partitioned = HfDeepSpeedConfig({**ds_config, "train_batch_size": world.size}) if config.zero.stage == 3 else None
-    model = load_model(folder, config, precision, world.device)
-    del partitioned
-    shape = model_shape(model)
-    memory = zero.estimate(shape, config, precision=precision, world_size=world.size)
-    zero.require_fit(memory, config, available=available_memory(world), world_size=world.size)
-    if world.main:
-        logger.info("%.1f M parameters, about %s", shape.parameters / 1e6, memory.describe())
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=config.betas,
-        fused=world.device.type == "cuda" and config.zero.offload == "none",
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, dist_init_required=False)
-    engine.train()
-    return engine, shape
+    folder = path / "data" if (path / "data").is_dir() else path
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"{path} is neither a parquet file nor a folder that holds some: give a dataset of build_datasets")
+    tables = [pq.read_table(file) for file in files]
+    if missing := {"sample_id", "messages"} - set(tables[0].column_names):
+        raise UserError(f"{files[0]} has no column {' and '.join(sorted(missing))}")
+    return pa.concat_tables([table.select(["sample_id", "messages"]) for table in tables]).sort_by("sample_id")
 
 
-def load_model(folder: Path, config: SftConfig, precision: Precision, device: torch.device) -> nn.Module:
-    """Return the model with its weights, ready for packed rows, checkpointing and LoRA as configured."""
-    from transformers import AutoModelForCausalLM
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one fine-tuning from the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.sft", description="Fine-tune a model on one dataset, without Ray.")
+    parser.add_argument("dataset", type=Path, help="a sealed dataset's folder, a folder of parquet files, or one file")
+    parser.add_argument("--model", default="builtin:smollm2-135m", help="a builtin name, a Hugging Face folder, or a hub id")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder: hf/, train.parquet, and checkpoints while it runs")
+    parser.add_argument("--seed", type=int, default=0, help="training seed")
+    parser.add_argument("--threads", type=int, help="CPU threads of a rank")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="what the config calls sft, e.g. budget='{response_tokens: 4096}'")
+    given = parser.parse_intermixed_args(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        _run(given)
+    except UserError as error:
+        print(f"sft: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention_implementation(device.type))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    if config.lora is not None:
-        import peft
 
-        lora = config.lora
-        adapters = peft.LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+def _run(given: argparse.Namespace) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values: dict[str, Any] = {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
+    for setting in given.settings:
+        key, _, text = setting.partition("=")
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(text)
+    sft = parse(SftConfig, values)
+    prepare_process(device, given.threads)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    cache = Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
+    job = Job(resolve_model(given.model, cache), read_samples(given.dataset), sft, given.seed, device)
+    with process_group(device):
+        run = run_fingerprint(
+            content=digest(job.samples["sample_id"].to_pylist()),
+            model=model_digest(job.model, cache),
+            sft=sft,
+            training_seed=given.seed,
+            device=device,
         )
-        model = peft.get_peft_model(model, adapters)
-    return model
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trained parameters: matrices with weight decay, norms and biases without."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not weight_decay:
-        return [{"params": trained, "weight_decay": 0.0}]
-    matrices = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
-    others = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def model_shape(model: Any) -> zero.Shape:
-    """Return what of a model its memory depends on."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    config = model.config
-    return zero.Shape(
-        parameters=sum(size for size, _ in sizes),
-        trained=sum(size for size, trained in sizes if trained),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
-        vocabulary=config.vocab_size,
-    )
-
-
-def available_memory(world: World) -> int:
-    """Return the bytes that a rank can have: its GPU's, or its share of the host's free memory."""
-    if world.device.type == "cuda":
-        return int(0.95 * torch.cuda.get_device_properties(world.device).total_memory)
-    import psutil
-
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return psutil.virtual_memory().available // max(1, local)
-
-
-def train_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the rows of a run's steps as the table that is stored beside its weights."""
-    return pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA)
-
-
-def init_process_group() -> World:
-    """Join the group that torchrun describes in the environment, or make one of this process alone.
-
-    Returns:
-        this process's place.
-    """
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    backend = "nccl" if cuda else "gloo"
-    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if cuda:
-        torch.cuda.set_device(local)
-    return World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if cuda else torch.device("cpu"))
-
-
-Report = Callable[[dict[str, Any]], None]
+        folder = CheckpointFolder(given.out / "checkpoints", run)
+        trained = fine_tune(job, resume=folder.resume, checkpoint=folder.save, memory=free_memory(device))
+        export(trained.engine, job.model, given.out / "hf", sft, chat_template=trained.chat_template)
+        if torch.distributed.get_rank() == 0:
+            pq.write_table(trained.rows, given.out / "train.parquet")
+            print(json.dumps({"run": run, **trained.summary}, indent=1))
+            folder.remove()
 
 
 if __name__ == "__main__":
-    from training.command import main
-
     raise SystemExit(main())

@@ -30,6 +30,7 @@ evaluation: {{heldout: {{in: {{fraction: 0.02}}, out: null}}, evaluators: [nll]}
 report: {{note: Nothing was measured here., samples: {samples}}}
 """
 ALL = [*TYPINGS, "random"]
+FEW = ["response-micro", "random"]
 SCORED = {f"response-micro_n1000_l{label}_s0" for label in ("000", "050", "100")} | {"random_n1000_s0"}
 
 
@@ -127,7 +128,7 @@ def test_partial_scores_from_seals_to_the_report(tmp_path, capsys):
 
 
 def test_links_lead_from_the_page_to_the_dataset(tmp_path):
-    context = context_of(tmp_path)
+    context = context_of(tmp_path, FEW)
     build(context)
     analyze.run(context)
     for page in ("experiments/made-up/report/index.html", f"{context.index.get('report').path}/index.html"):
@@ -164,7 +165,7 @@ def test_all_scores(tmp_path):
 
 
 def test_a_second_time_nothing_is_made_and_new_scores_make_a_new_report(tmp_path):
-    context = context_of(tmp_path)
+    context = context_of(tmp_path, FEW)
     index = build(context, SCORED)
     analyze.run(context)
     first, page = index.read()["results"], page_of(context)
@@ -180,7 +181,7 @@ def test_a_second_time_nothing_is_made_and_new_scores_make_a_new_report(tmp_path
 
 
 def test_scores_of_an_earlier_dataset_are_left_out(tmp_path):
-    context = context_of(tmp_path)
+    context = context_of(tmp_path, FEW)
     build(context, SCORED)
     rows = made_up.tables(context.experiment.cells)[3].to_pylist()
     name = "random_n1000_s0"
@@ -201,16 +202,16 @@ def test_cells_of_an_earlier_grid_and_broken_artifacts_are_left_out(tmp_path):
 
 
 def test_cells_csv_names_every_artifact(tmp_path):
-    context = context_of(tmp_path)
+    context = context_of(tmp_path, FEW)
     build(context, SCORED)
     analyze.run(context)
     rows = list(csv.DictReader(io.StringIO(context.storage.read_bytes("experiments/made-up/cells.csv").decode())))
-    assert len(rows) == 43
+    assert len(rows) == 8
     by_cell = {row["cell"]: row for row in rows}
     assert by_cell["random_n1000_s0"]["scores_path"] == "scores/s-random_n1000_s0-None"
     assert by_cell["random_n1000_s0"]["level"] == "" and by_cell["random_n1000_s0"]["training_seed"] == "0"
-    assert by_cell["response-macro_n1000_l000_s0"]["scores_path"] == ""
-    assert by_cell["response-macro_n1000_l000_s0"]["datasets_fingerprint"] == "d-response-macro_n1000_l000_s0"
+    assert by_cell["response-micro_n1000_l016_s0"]["scores_path"] == ""
+    assert by_cell["response-micro_n1000_l016_s0"]["datasets_fingerprint"] == "d-response-micro_n1000_l016_s0"
 
 
 def test_nothing_built_yet_says_what_to_run(tmp_path, capsys):
@@ -224,7 +225,7 @@ def test_nothing_built_yet_says_what_to_run(tmp_path, capsys):
 
 
 def test_it_runs_as_a_command_without_a_cluster(tmp_path):
-    build(context_of(tmp_path), SCORED)
+    build(context_of(tmp_path, FEW), SCORED)
     command = [sys.executable, "-m", "ray_jobs.analyze", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

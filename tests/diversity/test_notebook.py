@@ -1,0 +1,54 @@
+"""A notebook chooses without Ray, and what it chooses is what was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from diversity.config import ConfigError, UserError
+from diversity.notebook import choose, read, typed
+from diversity.tokens import BandConfig
+
+RNG = np.random.default_rng(0)
+WORDS = np.array([f"word{i}" for i in range(9000)])
+WEIGHTS = 1 / np.arange(1, 9001)
+ROWS = [
+    {"instruction": f"say {i}", "response": " ".join(RNG.choice(WORDS, size=RNG.integers(3, 30), p=WEIGHTS / WEIGHTS.sum()))}
+    for i in range(3000)
+]
+
+
+def words_of(table: pa.Table) -> set[str]:
+    return {word for text in table.column("response").to_pylist() for word in text.split()}
+
+
+def test_levels_cover_more_and_more_words_at_one_size() -> None:
+    tables = [choose(ROWS, 200, level=level) for level in (0, "1/2", 1)]
+    assert [len(table) for table in tables] == [200, 200, 200]
+    assert [len(set(table.column("sample_id").to_pylist())) for table in tables] == [200] * 3
+    kinds = set(typed(read(ROWS), "response-micro@word").types.column("label").to_pylist())
+    covered = [len(words_of(table) & kinds) for table in tables]
+    assert covered[0] < covered[1] < covered[2] <= len(kinds)
+
+
+def test_a_frame_a_table_and_a_list_give_the_same_dataset() -> None:
+    expected = choose(ROWS, 100)
+    assert choose(pd.DataFrame(ROWS[::-1]), 100).equals(expected)
+    assert choose(pa.Table.from_pylist(ROWS), 100).equals(expected)
+
+
+def test_seeds_change_the_samples_and_never_the_words() -> None:
+    first, second = choose(ROWS, 300, seed=0, level=0.5), choose(ROWS, 300, seed=1, level=0.5)
+    assert not first.equals(second)
+    kinds = set(typed(read(ROWS), "response-micro@word").types.column("label").to_pylist())
+    assert words_of(first) & kinds == words_of(second) & kinds
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    with pytest.raises(ConfigError, match="row 1"):
+        read([ROWS[0], {"instruction": "x", "response": " "}])
+    with pytest.raises(UserError, match="largest"):
+        choose(ROWS, 100_000)
+    assert BandConfig(scaled=True).limits(3000)[0] == 3
