@@ -134,12 +134,7 @@ def _cover_rarest(pool: Pool, k: int, counts: np.ndarray, quota: np.ndarray) -> 
     for t in _by_count(pool, k, counts):
         if covered[t]:
             continue
-        found = -1
-        if left.max() > 0:
-            for c in pool.members[pool.starts[t] : pool.starts[t + 1]]:
-                if pool.birth[c] <= k and pool.weight[c] <= left[pool.bin[c]]:
-                    found = c
-                    break
+        found = _first_that_fits(pool, k, t, left, quota) if left.max() > 0 else -1
         if found < 0:
             return taken[:n], reasons[:n], False
         left[pool.bin[found]] -= pool.weight[found]
@@ -151,33 +146,58 @@ def _cover_rarest(pool: Pool, k: int, counts: np.ndarray, quota: np.ndarray) -> 
 
 
 @njit(cache=True)
+def _first_that_fits(pool: Pool, k: int, t: int, left: np.ndarray, quota: np.ndarray) -> int:
+    """Return the first candidate of a type in the bin that has most of its quota left, or -1.
+
+    Without that care for bins a type that occurs in many is taken from a scarce one, and the types that occur only there go without.
+    """
+    found = -1
+    for c in pool.members[pool.starts[t] : pool.starts[t + 1]]:
+        b = pool.bin[c]
+        if pool.birth[c] <= k and pool.weight[c] <= left[b]:
+            if len(quota) == 1:
+                return c
+            if found < 0 or left[b] * quota[pool.bin[found]] > left[pool.bin[found]] * quota[b]:
+                found = c
+    return found
+
+
+@njit(cache=True)
 def _cover_greedy(pool: Pool, k: int, quota: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Greedy set cover by a lazy queue: a gain only falls, so the first whose gain is up to date is the largest."""
+    """Greedy set cover by a lazy queue: a worth only falls, so the first candidate whose worth is up to date has the largest."""
     left = quota.copy()
     waiting = pool.position <= k
     n_waiting = waiting.sum()
     taken = np.empty(min(len(pool.rows), k), dtype=np.int64)
     reasons = np.empty(len(taken), dtype=np.int32)
-    leaves = np.full(len(pool.rows), GONE, dtype=np.int32)
+    leaves = np.full(len(pool.rows), GONE, dtype=np.int64)
     lightest = left.sum() + 1
+    widest = 0
     for c in range(len(leaves)):
         if pool.birth[c] <= k:
-            leaves[c] = pool.indptr[c] - pool.indptr[c + 1] if pool.closed else -_gain(pool, c, waiting)
+            gain = pool.indptr[c + 1] - pool.indptr[c] if pool.closed else _gain(pool, c, waiting)
+            leaves[c] = -_worth(gain, left, quota, pool.bin[c])
             lightest = min(lightest, pool.weight[c])
+            widest = max(widest, gain)
     tree, offsets = build(leaves)
+    many = len(quota) > 1
+    choices = count_types(pool, k) if many else np.zeros(0, dtype=np.int64)
+    closed = np.zeros(len(quota), dtype=np.bool_)
+    if many and not _close_full(pool, k, left, closed, choices, waiting):
+        return taken[:0], reasons[:0], False
     n = 0
     while n_waiting > 0:
-        c = leftmost(tree, offsets)
-        gain = -tree[c]
-        # No later pick gains more than this one, so that n_waiting types need at least n_waiting / gain of them.
-        if gain <= 0 or (n_waiting + gain - 1) // gain * lightest > left.sum():
+        # No pick gains more than the widest, so that n_waiting types need at least n_waiting / widest picks.
+        if tree[-1] >= 0 or (n_waiting + widest - 1) // widest * lightest > left.sum():
             return taken[:n], reasons[:n], False
+        c = leftmost(tree, offsets)
         if pool.weight[c] > left[pool.bin[c]]:
             lift(tree, offsets, c, GONE)
             continue
-        now = _gain(pool, c, waiting)
-        if now < gain:
-            lift(tree, offsets, c, -now)
+        gain = _gain(pool, c, waiting)
+        worth = _worth(gain, left, quota, pool.bin[c])
+        if worth < -tree[c]:
+            lift(tree, offsets, c, -worth)
             continue
         reason = -1
         for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
@@ -185,11 +205,37 @@ def _cover_greedy(pool: Pool, k: int, quota: np.ndarray) -> tuple[np.ndarray, np
                 waiting[t] = False
                 reason = t if reason < 0 else reason
         n_waiting -= gain
+        widest = widest if many else gain
         left[pool.bin[c]] -= pool.weight[c]
         lift(tree, offsets, c, GONE)
         taken[n], reasons[n] = c, reason
         n += 1
+        if many and left[pool.bin[c]] == 0 and not _close_full(pool, k, left, closed, choices, waiting):
+            return taken[:n], reasons[:n], False
     return taken[:n], reasons[:n], True
+
+
+@njit(cache=True)
+def _worth(gain: int, left: np.ndarray, quota: np.ndarray, b: int) -> int:
+    """Return the gain, scaled by how much of the quota of its bin is left where there are several bins."""
+    return gain if len(quota) == 1 else gain * 65536 * left[b] // max(1, quota[b])
+
+
+@njit(cache=True)
+def _close_full(
+    pool: Pool, k: int, left: np.ndarray, closed: np.ndarray, choices: np.ndarray, waiting: np.ndarray
+) -> bool:
+    """Take the candidates of bins that became full off the choices of their types; return whether all waiting types have choices."""
+    for c in range(len(pool.rows)):
+        b = pool.bin[c]
+        if left[b] == 0 and not closed[b] and pool.birth[c] <= k:
+            for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
+                choices[t] -= 1
+                if choices[t] == 0 and waiting[t]:
+                    return False
+    for b in range(len(left)):
+        closed[b] = closed[b] or left[b] == 0
+    return True
 
 
 @njit(cache=True)

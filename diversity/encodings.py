@@ -176,13 +176,14 @@ class TiktokenEncoder:
         return found
 
 
-def load_encoder(unit: str, folder: Path | None, *, exact: bool = True) -> Encoder:
+def load_encoder(unit: str, folder: Path | None, *, exact: bool = True, check_on: Sequence[str] = ()) -> Encoder:
     """Return the encoder of a micro unit.
 
     Args:
         unit: "" for the model's own tokenizer, or the name of a tiktoken encoding.
         folder: the model's folder with tokenizer.json; needed for the unit "".
         exact: whether the tiktoken twin may be used. It changes the speed, never the ids.
+        check_on: texts that the twin must encode as Hugging Face does, or else it is not used.
 
     Raises:
         ConfigError: the unit or the tokenizer can't be had.
@@ -192,7 +193,10 @@ def load_encoder(unit: str, folder: Path | None, *, exact: bool = True) -> Encod
     spec = read_spec(folder)
     if exact:
         try:
-            return ExactEncoder(spec)
+            twin = ExactEncoder(spec)
+            if not disagreements(spec, twin, check_on):
+                return twin
+            log.warning("%s: the tiktoken twin differs on a text of this corpus, so the Hugging Face tokenizer is used", folder)
         except Inexact as reason:
             log.info("%s: no exact tiktoken twin (%s), so the Hugging Face tokenizer is used", folder, reason)
     return HuggingFaceEncoder(spec)

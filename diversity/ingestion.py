@@ -157,8 +157,10 @@ def bucket_count(sizes: Iterable[tuple[str, int]], part_bytes: int = PART_BYTES)
 
 def split_by_bucket(samples: pa.Table, n_buckets: int) -> dict[int, pa.Table]:
     """Return the samples by bucket: the number that the first 16 bits of an id give, scaled to `n_buckets`, a power of two."""
+    if not len(samples):
+        return {}
     if n_buckets == 1:
-        return {0: samples} if len(samples) else {}
+        return {0: samples}
     digits = samples["sample_id"].combine_chunks()
     heads = [int(head, 16) for head in pc.utf8_slice_codeunits(digits, 0, 4).to_pylist()]
     bucket = np.asarray(heads, dtype=np.int64) * n_buckets >> 16

@@ -26,7 +26,7 @@ from diversity.pool import InfeasibleLevel, InfeasibleSize, Pool, make_pool
 
 logger = logging.getLogger(__name__)
 
-_REFUTE_EVERY = 64  # failed covers between attempts at a proof that skips many
+_PATIENCE = 16  # failed covers before the next attempt at a proof that skips many; doubled when one brings little
 
 KminFrom = Literal["each", "largest"]
 
@@ -156,23 +156,19 @@ class _Planner:
     def down_from(self, k: int, quota: np.ndarray, floor: int) -> tuple[int, Taken]:
         """Return the largest admissible k at or below the given one whose cover fits, and the cover."""
         allowed = self.admissible[(self.admissible >= floor) & (self.admissible <= k)]
-        refutation, failures = Bound(self.pool), 0
+        bound, wait, patience = Bound(self.pool), 0, _PATIENCE
         while len(allowed):
-            found = self.cover(int(allowed[-1]), quota)
+            failed = int(allowed[-1])
+            found = self.cover(failed, quota)
             if found is not None:
-                return int(allowed[-1]), found
-            refuted = int(allowed[-1])
-            if failures % _REFUTE_EVERY == 0:
-                refuted = self._refute(refutation, refuted, quota)
-            failures += 1
-            allowed = allowed[: np.searchsorted(allowed, refuted)]
+                return failed, found
+            wait -= 1
+            if wait < 0:
+                refuted = min(failed, bound.refuted_down_to(failed, quota))
+                wait, patience = (0, _PATIENCE) if refuted < failed - _PATIENCE else (patience, 2 * patience)
+                failed = refuted
+            allowed = allowed[: np.searchsorted(allowed, failed)]
         raise InfeasibleLevel(f"no admissible k from {floor} to {k} of {self.n_types} types has a cover that fits")
-
-    def _refute(self, refutation: Bound, k: int, quota: np.ndarray) -> int:
-        """Return the smallest k' <= k such that k', …, k are proved to have no cover that fits; k itself is known to have none."""
-        while (lower := refutation.refuted_down_to(k - 1, quota)) < k - _REFUTE_EVERY:
-            k = lower
-        return min(k, lower)
 
     def plan(self, size: int, fractions: Sequence[Fraction], common: int | None, largest: int) -> LevelPlan:
         """Return the plan of one size, with its own k_min or the common one."""

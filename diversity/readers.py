@@ -29,7 +29,7 @@ from diversity.json_rows import MAX_ROW_BYTES, Row, Unreadable, document_rows, i
 from diversity.samples import KNOWN_COLUMNS, excerpt
 
 BATCH_ROWS = 2048
-SPLIT_BYTES = 64 << 20
+SPLIT_BYTES = 16 << 20
 BOM = codecs.BOM_UTF8
 
 

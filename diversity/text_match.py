@@ -70,8 +70,9 @@ def character_classes() -> np.ndarray:
     characters = pa.array([chr(point) for point in points])
     classes = np.zeros(0x110000, dtype=np.uint8)
     for number, pattern in CLASSES.items():
-        matching = pc.match_substring_regex(characters, pattern).to_numpy(zero_copy_only=False)
-        classes[np.asarray(points)[matching]] = number
+        matching = np.zeros(0x110000, dtype=bool)
+        matching[points] = pc.match_substring_regex(characters, pattern).to_numpy(zero_copy_only=False)
+        classes[matching & (classes == WORD) if number == UNSPACED else matching] = number
     return classes
 
 

@@ -21,11 +21,12 @@ from pydantic import Field, model_validator
 
 from diversity.cell import typing_parts
 from diversity.config import Config
-from diversity.encodings import disagreements, label, load_encoder, read_spec
+from diversity.encodings import Encoder, label, load_encoder
 from diversity.typed import DATA_SCHEMA, TYPES, TYPES_SCHEMA, NoTypesError, Typed, flat_lists, list_array
 
 WORD = "word"
 PAPER_N = 117_000
+CHECKED = 500  # texts on which a tokenizer's fast path is compared with the slow one at every run
 
 COUNTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("tokens", pa.int32()), ("ids", TYPES), ("counts", TYPES)])
 MICRO_SCHEMA = DATA_SCHEMA.append(pa.field("tokens", pa.int32()))
@@ -92,17 +93,10 @@ class Vocabulary:
 class TokenCounter:
     """A block of samples → the number of tokens, and the distinct token ids with their counts, of each sample."""
 
-    def __init__(self, side: str, unit: str, folder: str | None, exact: bool = True) -> None:
-        """Load the tokenizer.
-
-        Args:
-            side: `instruction` or `response`.
-            unit: "" for the model's tokenizer, else the name of a tiktoken encoding.
-            folder: the model's folder, where the unit is "".
-            exact: whether the tiktoken twin may be used.
-        """
+    def __init__(self, side: str, encoder: Encoder) -> None:
+        """Remember the side (`instruction` or `response`) and the tokenizer."""
         self._side = side
-        self.encoder = load_encoder(unit, Path(folder) if folder else None, exact=exact)
+        self.encoder = encoder
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return COUNTS_SCHEMA rows in the order of the samples; ids ascend within a row."""
@@ -242,12 +236,6 @@ def type_lookup(types: pa.Table, size: int) -> np.ndarray:
     return lookup
 
 
-def can_use_twin(folder: Path | None, texts: Sequence[str]) -> bool:
-    """Return whether the tiktoken twin agrees with the Hugging Face tokenizer on these texts; False costs time only."""
-    spec = read_spec(folder)
-    return not disagreements(spec, load_encoder("", folder), texts)
-
-
 def micro(table: pa.Table, typing: str, *, folder: Path | None = None, band: BandConfig | None = None) -> Typed:
     """Return a micro typing of a table of samples, in this process.
 
@@ -267,7 +255,7 @@ def micro(table: pa.Table, typing: str, *, folder: Path | None = None, band: Ban
         types, figures = band_types(typing, vocabulary, band)
         data = WordTyper(side, types["label"].to_pylist())(table)
     else:
-        counter = TokenCounter(side, unit, str(folder) if folder else None)
+        counter = TokenCounter(side, load_encoder(unit, folder, check_on=table[side][:CHECKED].to_pylist()))
         counts = counter(table)
         found = frequencies(counts, counter.encoder.size)
         vocabulary = token_vocabulary(found, counter.encoder.contents())

@@ -37,7 +37,6 @@ from diversity.typed import DATA_SCHEMA, TYPES_SCHEMA, NoTypesError, Typed, list
 
 log = logging.getLogger(__name__)
 
-MACRO_SCHEMA = DATA_SCHEMA.append(pa.field("nearest", pa.int32()))
 MACRO_TYPES_SCHEMA = TYPES_SCHEMA.append(pa.field("central", pa.list_(pa.string())))
 _LABEL_WORD = re.compile(r"[^\W\d_][\w'-]+")
 _LABEL_CHARS, _LABEL_WORDS, _CENTRAL = 1000, 4, 3
@@ -91,8 +90,6 @@ def estimate_seconds(n: int, config: TopicsConfig) -> float:
 def topics(table: pa.Table, vectors: np.ndarray, typing: str, config: TopicsConfig | None = None) -> Typed:
     """Return a macro typing: at most one topic a sample, none for noise.
 
-    Besides its types, a sample has `nearest`: its topic, or for noise the topic whose mean vector is most similar.
-
     Args:
         table: sample_id and the side's text, sorted by sample_id; with `source`, agreement with it goes to the manifest.
         vectors: (n, d) float32 unit vectors in the same order.
@@ -110,18 +107,11 @@ def topics(table: pa.Table, vectors: np.ndarray, typing: str, config: TopicsConf
         own = np.ascontiguousarray(vectors[first])
         labels = density_clusters(own, config) if config.by_density(len(first)) else k_means_clusters(own, config)
         labels, count = by_first_row(labels)
-        if count < config.min_topics:
-            raise NoTypesError(
-                f"{typing}: {count} topics in {len(first):,} distinct texts, and profile.topics.min_topics is {config.min_topics}: "
-                "take more samples, or lower profile.topics.min_cluster_size"
-            )
+        check_topics(typing, count, len(first), config)
         centroids = mean_vectors(own, labels, count)
-        nearest, cosine = nearest_centroid(own, centroids)
-    inside = labels >= 0
-    nearest[inside] = labels[inside]
-    cosine = np.where(inside, np.einsum("nd,nd->n", own, centroids[nearest]), cosine)
+        cosine = np.einsum("nd,nd->n", own, centroids[labels])  # of noise it is never read
     all_labels = labels[of]
-    found = Clusters(labels, nearest, cosine, count)
+    found = Clusters(labels, cosine, count)
     sources = table["source"].to_pylist() if "source" in table.column_names else None
     manifest = {
         "method": "density" if config.by_density(len(first)) else "k-means",
@@ -131,16 +121,24 @@ def topics(table: pa.Table, vectors: np.ndarray, typing: str, config: TopicsConf
         **(agreement(all_labels, sources) if sources else {}),
     }
     log.info("%s: %d topics, %s", typing, count, manifest)
-    data = _data_table(table["sample_id"], all_labels, nearest[of])
+    data = _data_table(table["sample_id"], all_labels)
     return Typed(typing, data, _types(table["sample_id"].to_pylist(), texts, first, all_labels, found), manifest)
+
+
+def check_topics(typing: str, count: int, distinct: int, config: TopicsConfig) -> None:
+    """Raise NoTypesError where there are fewer topics than `min_topics`."""
+    if count < config.min_topics:
+        raise NoTypesError(
+            f"{typing}: {count} topics in {distinct:,} distinct texts, and profile.topics.min_topics is {config.min_topics}: "
+            "take more samples, or lower profile.topics.min_cluster_size"
+        )
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters of the distinct texts: labels (-1 is noise), nearest topic, cosine to its mean, number of topics."""
+    """Clusters of the distinct texts: labels (-1 is noise), cosine to the mean of one's own, number of clusters."""
 
     labels: np.ndarray
-    nearest: np.ndarray
     cosine: np.ndarray
     count: int
 
@@ -243,12 +241,11 @@ def agreement(labels: np.ndarray, sources: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _data_table(ids: Any, labels: np.ndarray, nearest: np.ndarray) -> pa.Table:
-    """Return MACRO_SCHEMA rows."""
+def _data_table(ids: Any, labels: np.ndarray) -> pa.Table:
+    """Return DATA_SCHEMA rows with one type, or none for noise."""
     inside = labels >= 0
     bounds = np.concatenate([[0], np.cumsum(inside)])
-    columns = [ids, list_array(labels[inside], bounds), pa.array(nearest.astype(np.int32))]
-    return pa.Table.from_arrays(columns, names=MACRO_SCHEMA.names).cast(MACRO_SCHEMA)
+    return pa.Table.from_arrays([ids, list_array(labels[inside], bounds)], names=DATA_SCHEMA.names).cast(DATA_SCHEMA)
 
 
 def _types(ids: Sequence[str], texts: Sequence[str], first: np.ndarray, all_labels: np.ndarray, found: Clusters) -> pa.Table:

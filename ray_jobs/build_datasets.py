@@ -17,7 +17,7 @@ from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import SIDES, Cell, is_typing
 from ray_jobs import dataset_tasks, heldout, profile_corpus
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.runtime import Context, finished, main
+from ray_jobs.runtime import Context, finished, main, once
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ VERSION = 1
 CELLS_A_BATCH = 8
 
 
+@once
 def peel_artifact(context: Context, typing: str) -> Artifact:
     """Return the artifact of a typing's pruning: its types in the order in which they are given up."""
     selection = context.experiment.selection
@@ -38,6 +39,7 @@ def peel_artifact(context: Context, typing: str) -> Artifact:
     return context.storage.artifact("peel", name)
 
 
+@once
 def dataset_artifact(context: Context, cell: Cell) -> Artifact:
     """Return the artifact of a cell's dataset. k follows from what is hashed here: fraction, sizes, selection and profiles."""
     experiment = context.experiment
@@ -58,6 +60,7 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
     return context.storage.artifact("datasets", name)
 
 
+@once
 def metrics_artifact(context: Context, cell: Cell) -> Artifact:
     """Return the artifact of the posterior metrics of a cell's dataset."""
     sides = [profile_corpus.embedding_artifact(context, side).fingerprint for side in SIDES]

@@ -19,7 +19,7 @@ from diversity.artifact import Artifact
 from diversity.cell import SIDES, Cell, GridConfig, typing_parts
 from diversity.dataset import Choice, Corpus, id_array
 from diversity.encodings import load_encoder
-from diversity.incidence import Incidence, Typing
+from diversity.incidence import Incidence, Typing, assign_nearest
 from diversity.keys import content_priorities, priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure
 from diversity.peel import TypedInputs, prune
@@ -81,9 +81,9 @@ def load_typing(sources: Sources, typing: str) -> Typing:
     profile = sources.profiles[typing]
     types = profile.read("types", columns=["type", "content", "label"]).sort_by("type")
     incidence = Incidence.from_lists(profile.read(columns=["types"]).column("types"), len(types))
-    if typing_parts(typing)[1] == "macro" and sources.selection.outliers == "nearest":
-        nearest = _column(profile, "nearest").astype(np.int32)
-        incidence = Incidence(np.arange(len(nearest) + 1, dtype=np.int64), nearest, len(types))
+    side, granularity, _ = typing_parts(typing)
+    if granularity == "macro" and sources.selection.outliers == "nearest":
+        incidence = assign_nearest(incidence, embedding_matrix(sources.embeddings[side]))
     return Typing(typing, incidence, types.column("content").to_pylist(), types.column("label").to_pylist())
 
 

@@ -33,8 +33,8 @@ from diversity.heldout import (
 )
 from diversity.ingestion import REJECTED_SCHEMA, ContentHash, counted
 from diversity.samples import SAMPLE_SCHEMA
-from ray_jobs.ingest import Ingest, read_part
-from ray_jobs.runtime import Context, cache_folder, main
+from ray_jobs.ingest import Ingest, ingested_artifact, read_part
+from ray_jobs.runtime import Context, cache_folder, main, once
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,15 @@ class Heldout:
     @cached_property
     def corpus(self) -> Artifact:
         """Return the corpus without the samples of `in`."""
+        ingested = ingested_artifact(self.context)
         if self.config.in_ is None:
-            return self.ingested
+            return ingested
         name = fingerprint(
             stage="heldout/corpus",
             version=VERSION,
-            config={**self.config.in_.model_dump(), "by": self.by},
+            config=self.config.in_.model_dump(),
             packages=package_versions("pyarrow"),
-            parents=[self.ingested.fingerprint],
+            parents=[ingested.fingerprint],
         )
         return self.context.storage.artifact("corpus", name)
 
@@ -100,6 +101,18 @@ class Heldout:
             parents=[self.corpus.fingerprint, *(Inputs(out.paths, cache_folder() / "digests.json").roots if out else [])],
         )
         return self.context.storage.artifact("heldout", name)
+
+
+@once
+def corpus_artifact(context: Context) -> Artifact:
+    """Return the corpus of the index: without what is held out, or all of it where nothing is."""
+    return Heldout(context).corpus if context.experiment.evaluation.heldout else ingested_artifact(context)
+
+
+@once
+def heldout_artifact(context: Context) -> Artifact:
+    """Return the artifact of the held-out samples."""
+    return Heldout(context).artifact
 
 
 def plan(context: Context) -> list[str]:

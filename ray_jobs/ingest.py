@@ -1,8 +1,8 @@
 """Files become a corpus, in parallel: `python -m ray_jobs.ingest CONFIG.yaml [key=value …] [--dry-run]`.
 
-Ray Data reads the inputs; every unit writes its samples into buckets by the first bits of their ids, under names that a second attempt
-writes again. Then one task for each run of buckets sorts it, keeps one of each sample and writes a part of the corpus. What the parts
-hold depends on the input's content alone, not on workers, blocks or the order of rows.
+Ray Data reads the inputs; every unit stages its samples by bucket (the first bits of their ids), under names that a second attempt writes
+again. Then one task for each run of buckets sorts it, keeps one of each sample and writes a part of the corpus. What the parts hold
+depends on the input's content alone, not on workers, blocks or the order of rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.corpora.inputs import Inputs, Unit
 from diversity.ingestion import (
     REJECTED_SCHEMA,
+    STAGED_SCHEMA,
     ContentHash,
     Counts,
     counted,
@@ -35,7 +36,7 @@ from diversity.ingestion import (
     within_limit,
 )
 from diversity.samples import CorpusConfig
-from ray_jobs.runtime import Context, cache_folder, main
+from ray_jobs.runtime import Context, cache_folder, main, once
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ class Ingest:
         return self.context.storage.artifact("corpus", name)
 
 
+@once
+def ingested_artifact(context: Context) -> Artifact:
+    """Return the corpus with everything in it."""
+    return Ingest(context).artifact
+
+
 def plan(context: Context) -> list[str]:
     """Return what would be read, and whether it has been."""
     stage = Ingest(context)
@@ -96,17 +103,17 @@ def _build(context: Context, stage: Ingest) -> None:
     corpus, artifact = context.experiment.corpus, stage.artifact.begin()
     units, n_buckets = stage.inputs.units(), stage.inputs.n_buckets
     logger.info("ingest: %d inputs in %d parts, %d buckets", len(stage.inputs.digests), len(units), n_buckets)
-    counts, bucket_bytes = _stage(artifact, units, corpus, n_buckets, context.experiment.resources.data_workers)
+    counts, staged = _stage(artifact, units, corpus, n_buckets, context.experiment.resources.data_workers)
     for file, formats in counts.formats.items():
         logger.info("ingest: %s: %s", file, ", ".join(f"{count} {name}" for name, count in sorted(formats.items())) or "no usable row")
     counts.check(corpus.max_rejected)
-    parts = part_ranges(bucket_bytes)
+    parts = [[place for bucket in run for place in staged.places[bucket]] for run in part_ranges(staged.sizes)]
     merge_part, lowest_places = ray.remote(_merge_part), ray.remote(_lowest)
     threshold = None
     if corpus.limit is not None:
-        lowest = ray.get([lowest_places.remote(artifact, buckets, corpus.limit) for buckets in parts])
+        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit) for places in parts])
         threshold = limit_threshold(lowest, corpus.limit)
-    results = ray.get([merge_part.remote(artifact, number, buckets, threshold) for number, buckets in enumerate(parts)])
+    results = ray.get([merge_part.remote(artifact, number, places, threshold) for number, places in enumerate(parts)])
     for result in results:
         counts.samples += result["samples"]
         counts.beyond_limit += result["beyond_limit"]
@@ -133,8 +140,16 @@ def _build(context: Context, stage: Ingest) -> None:
     logger.info("ingest: %s", ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in told))
 
 
-def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_buckets: int, workers: int | None) -> tuple[Counts, list[int]]:
-    """Read all units into staged buckets; return the counts and the bytes in every bucket."""
+@dataclass
+class Staged:
+    """Where the samples of every bucket are staged: `places` are (file, record batch in it), `sizes` bytes."""
+
+    places: list[list[tuple[str, int]]]
+    sizes: list[int]
+
+
+def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_buckets: int, workers: int | None) -> tuple[Counts, Staged]:
+    """Read all units and stage their samples by bucket."""
     artifact.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
@@ -145,47 +160,59 @@ def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_bucket
     numbers = ray.data.from_items([{"unit": unit.number} for unit in units], override_num_blocks=len(units))
     compute = ray.data.TaskPoolStrategy(size=workers) if workers else None
     reports = numbers.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, zero_copy_batch=True)
-    counts = Counts()
-    bucket_bytes = np.zeros(n_buckets, dtype=np.int64)
+    counts, staged = Counts(), Staged([[] for _ in range(n_buckets)], [0] * n_buckets)
     for row in reports.iter_rows():
         report = json.loads(row["report"])
         counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"])
-        for bucket, size in report["bucket_bytes"].items():
-            bucket_bytes[int(bucket)] += size
-    return counts, bucket_bytes.tolist()
+        for name, buckets in report["files"].items():
+            for index, (bucket, size) in enumerate(buckets):
+                staged.places[bucket].append((name, index))
+                staged.sizes[bucket] += size
+    return counts, staged
 
 
 def _stage_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, n_buckets: int) -> dict[str, Any]:
-    """Write one unit's samples by bucket and its rejected rows; return what was counted."""
-    rows, reasons, formats, bucket_bytes = 0, Counter[str](), Counter[str](), Counter[int]()
+    """Write one unit's samples, a record batch for each bucket, and its rejected rows; return what was counted."""
+    rows, reasons, formats, files = 0, Counter[str](), Counter[str](), {}
     for number, batch in enumerate(unit.batches(columns)):
         rows += len(batch.samples) + len(batch.rejected)
         reasons.update(counted(batch.rejected["reason"]))
         formats.update(batch.formats)
-        name = f"{unit.number:06d}-{number:06d}.parquet"
-        for bucket, samples in split_by_bucket(batch.samples, n_buckets).items():
-            bucket_bytes[bucket] += samples.nbytes
-            artifact.write(samples, f"{_bucket_folder(bucket)}/{name}")
+        stem = f"{unit.number:06d}-{number:06d}"
         if len(batch.rejected):
-            artifact.write(batch.rejected, f"rejected/part-{name}")
-    return {"rows": rows, "reasons": reasons, "formats": formats, "bucket_bytes": bucket_bytes}
+            artifact.write(batch.rejected, f"rejected/part-{stem}.parquet")
+        buckets = split_by_bucket(batch.samples, n_buckets)
+        files[f"{STAGING}/{stem}.arrow"] = [(bucket, samples.nbytes) for bucket, samples in buckets.items()]
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with artifact.open_output(f"{STAGING}/{stem}.arrow") as stream, pa.ipc.new_file(stream, STAGED_SCHEMA, options=options) as writer:
+            for samples in buckets.values():
+                writer.write_batch(samples.combine_chunks().to_batches()[0])
+    return {"rows": rows, "reasons": reasons, "formats": formats, "files": files}
 
 
-def _merged(artifact: Artifact, buckets: range) -> tuple[pa.Table, Counter[str]]:
-    """Return the samples of a run of buckets in order and each once, and the duplicates of every source."""
-    files = [path for bucket in buckets for path in artifact.parts(_bucket_folder(bucket))]
-    return merge([read_part(artifact, path) for path in files])
+def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table, Counter[str]]:
+    """Return the samples at these places in order and each once, and the duplicates of every source."""
+    filesystem, root = artifact.storage.filesystem()
+    by_file: dict[str, list[int]] = {}
+    for name, index in places:
+        by_file.setdefault(name, []).append(index)
+    tables = []
+    for name, indices in by_file.items():
+        with filesystem.open_input_file(f"{root}/{artifact.path}/{name}") as stream:
+            reader = pa.ipc.open_file(stream)
+            tables.append(pa.Table.from_batches([reader.get_batch(index) for index in indices]))
+    return merge(tables)
 
 
-def _lowest(artifact: Artifact, buckets: range, limit: int) -> np.ndarray:
-    """Return the lowest places in `limit_order` of a run of buckets, as many as could be taken."""
-    places = limit_order(_merged(artifact, buckets)[0]["sample_id"])
-    return places if len(places) <= limit else np.partition(places, limit - 1)[:limit]
+def _lowest(artifact: Artifact, places: list[tuple[str, int]], limit: int) -> np.ndarray:
+    """Return the lowest numbers in `limit_order` of a run of buckets, as many as could be taken."""
+    order = limit_order(_merged(artifact, places)[0]["sample_id"])
+    return order if len(order) <= limit else np.partition(order, limit - 1)[:limit]
 
 
-def _merge_part(artifact: Artifact, number: int, buckets: range, threshold: int | None) -> dict[str, Any]:
+def _merge_part(artifact: Artifact, number: int, places: list[tuple[str, int]], threshold: int | None) -> dict[str, Any]:
     """Write one part of the corpus and return its counts."""
-    merged, duplicates = _merged(artifact, buckets)
+    merged, duplicates = _merged(artifact, places)
     samples = within_limit(merged, threshold)
     artifact.write(samples, f"data/part-{number:05d}.parquet")
     return {
@@ -194,10 +221,6 @@ def _merge_part(artifact: Artifact, number: int, buckets: range, threshold: int 
         "duplicates": duplicates,
         "sources": counted(samples["source"]),
     }
-
-
-def _bucket_folder(bucket: int) -> str:
-    return f"{STAGING}/bucket-{bucket:05d}"
 
 
 def read_part(artifact: Artifact, path: str, columns: list[str] | None = None) -> pa.Table:

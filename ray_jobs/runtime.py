@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 import yaml
@@ -25,6 +26,8 @@ from ray_jobs.experiment import Experiment, load_experiment
 from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
 PACKAGES = ("diversity", "training", "ray_jobs")
@@ -52,6 +55,19 @@ def configure_process() -> None:
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"sft-diversity-numba-{os.getuid()}"))
+
+
+def once(function: F) -> F:
+    """Remember a pure function of (context, …) for as long as the context lives: names of artifacts are asked for again and again."""
+
+    @functools.wraps(function)
+    def remembered(context: Context, *arguments: Any) -> Any:
+        key = (function.__module__, function.__qualname__, arguments)
+        if key not in context._known:
+            context._known[key] = function(context, *arguments)
+        return context._known[key]
+
+    return cast(F, remembered)
 
 
 class Index:
@@ -105,6 +121,7 @@ class Context:
     config_path: Path
     overrides: tuple[str, ...] = ()
     _connected: bool = field(default=False, repr=False)
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def storage(self) -> Storage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +170,7 @@ class ChatEncoder:
         if self.template not in TEMPLATES:
             raise ConfigError(f"unknown chat template {template!r}{near_matches(template, TEMPLATES)}")
         self._parts = TEMPLATES[self.template]
-        self._texts = _text_encoder(json.loads(tokenizer.backend_tokenizer.to_str()))
+        self._texts = _text_encoder(tokenizer.backend_tokenizer.to_str())
         self._bos = _leading_token(tokenizer)
         self._special = self._special_ids(tokenizer)
         # SentencePiece tokenizers put a space before every text: Llama-2's space before an answer is then there already.
@@ -274,8 +275,10 @@ def _join(parts: Sequence[Part], ids: Sequence[np.ndarray]) -> Encoded:
     return Encoded(input_ids, np.where(learnt[:end], input_ids, np.int32(NO_LABEL)), int(learnt.sum()))
 
 
-def _text_encoder(spec: dict[str, Any]) -> Encoder:
+@lru_cache(maxsize=2)
+def _text_encoder(tokenizer_json: str) -> Encoder:
     """Return what typing counts tokens with, too: the exact fast twin of the tokenizer where there is one."""
+    spec = json.loads(tokenizer_json)
     try:
         return ExactEncoder(spec)
     except Inexact:

@@ -75,19 +75,20 @@ def resolve_model(name: str, cache: Path, tokenizer_only: bool = False) -> Path:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return the blake2b-128 of tokenizer.json, in hex."""
+    """Return the blake2b-128 of tokenizer.json, in hex: the part of a model that profiles depend on."""
     return file_digest(folder / "tokenizer.json")
 
 
 def model_digest(folder: Path, cache: Path | None = None) -> str:
-    """Return a digest of config.json and the weights, in hex.
+    """Return a digest of config, tokenizer and weights, in hex: what a fine-tuning depends on.
 
     Args:
         folder: a Hugging Face folder.
-        cache: a JSON file that remembers digests of files by path, size and mtime; None reads the weights every time.
+        cache: the node-local folder, where digests of files are remembered by path, size and mtime; None reads the weights every time.
     """
-    files = [folder / "config.json", *weight_files(folder)]
-    return digest([[path.name, file_digest(path, cache)] for path in files])
+    known = cache / "digests.json" if cache is not None else None
+    files = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+    return digest([[path.name, file_digest(path, known)] for path in files])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,7 +101,7 @@ def _check(name: str, folder: Path, tokenizer_only: bool) -> None:
     needed = ["tokenizer.json"] if tokenizer_only else ["tokenizer.json", "config.json"]
     missing = [file for file in needed if not (folder / file).exists()]
     if not tokenizer_only and not weight_files(folder):
-        missing.append("*.safetensors")
+        missing.append("weights (*.safetensors)")
     if missing:
         raise ModelError(f"model {name}: {folder} has no {', '.join(missing)}: give a Hugging Face folder with a fast tokenizer")
 

@@ -108,16 +108,12 @@ def render(data: ReportData) -> str:
     found = score_plots.scores(data.results)
     source_panels, source_legend, source_size = plots.source_panels(data.cells, data.sources)
     sizes = size_colours(data.cells["size"].to_pylist())
-    template = _environment().get_template("template.html.j2")
-    return template.render(
+    return page_parts("template.html.j2").render(
         data=data,
-        style=_text("style.css"),
         script=_text("script.js"),
-        light=svg.css_variables(svg.LIGHT),
-        dark=svg.css_variables(svg.DARK),
         size_legend=[(f"{size:,} samples", svg.VARIABLES[colour]) for size, colour in sizes.items()],
         flat=list(dict.fromkeys(row["strategy"] for row in data.cells.to_pylist() if row["level"] is None)),
-        curves=[(curve.typing, plots.token_curve(curve.typing, curve.df, curve.band)) for curve in data.curves],
+        curves=[Panel(curve.typing, plots.token_curve(curve.typing, curve.df, curve.band)) for curve in data.curves],
         score=found[0] if found else None,
         more=[_score_section(data, score) for score in found[1 : 1 + MORE_SCORES]],
         main=_score_section(data, found[0]) if found else None,
@@ -213,12 +209,15 @@ def _signed(value: float, error: float | None) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _environment() -> Any:
+def page_parts(name: str) -> Any:
+    """Return a template that knows the style and how numbers are written."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["signed"] = _signed
+    environment.filters["decimals"] = lambda value: f"{value:.2f}".replace("-", "−")
     environment.filters["p"] = lambda value: "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-    return environment
+    common = {"style": _text("style.css"), "light": svg.css_variables(svg.LIGHT), "dark": svg.css_variables(svg.DARK)}
+    return environment.get_template(name, globals=common)

@@ -134,8 +134,9 @@ def coverage_panel(
     colours: dict[int, str],
     remark: str,
     others: dict[str, dict[str, float]] | None = None,
+    identity: str = "coverage",
 ) -> str:
-    """Return coverage against level: `own` strong, each of `others` (typing -> cell -> coverage) thin, `remark` written across."""
+    """Return coverage against level: `own` strong, each of `others` (typing -> cell -> coverage) thin, `remark` written in."""
     name = panel_title(strategy, control)
     built = [row for row in grid if row["cell"] in own]
     series = by_size(built, strategy, control, lambda row: 100 * own[row["cell"]])
@@ -145,8 +146,7 @@ def coverage_panel(
         known = [row for row in grid if row["cell"] in values]
         for size, (rows, x, _) in by_size(known, strategy, control, lambda row: 0.0).items():
             behind.append((f"{size:,}: coverage of {typing}", x, [100 * values[row["cell"]] for row in rows]))
-    kind = "coverage" if others is not None else "untrained"
-    return _line_panel(f"{kind}-{name}", name, "types covered (%)", series, colours, [], titles, (0, 104), remark, behind)
+    return _line_panel(f"{identity}-{name}", name, "types covered (%)", series, colours, [], titles, (0, 104), remark, behind)
 
 
 def _line_panel(

@@ -70,6 +70,7 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
     baselines = [row for row in rows if row["level"] is None]
     limits = _limits(rows, predictor)
     own = own_coverage(grid, coverage)
+    prefix = f"{score.evaluator}-{score.metric}-{score.split}-{predictor}"
     panels = []
     for strategy, control in panel_keys(grid):
         mine = [row for row in rows if (row["strategy"], row["control"]) == (strategy, control) and row["level"] is not None]
@@ -78,9 +79,9 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
             levels = len({row["level"] for row in grid if (row["strategy"], row["control"]) == (strategy, control)})
             trained = len({row["level"] for row in mine})
             remark = "not trained" if not trained else f"{trained} of {levels} levels trained: too few for a line"
-            panels.append(Panel(name, coverage_panel(grid, own, strategy, control, colours, remark), remark))
+            panels.append(Panel(name, coverage_panel(grid, own, strategy, control, colours, remark, identity=prefix), remark))
             continue
-        panels.append(Panel(name, _score_panel(name, score, mine, baselines, colours, limits, predictor)))
+        panels.append(Panel(name, _score_panel(prefix, name, score, mine, baselines, colours, limits, predictor)))
     return panels
 
 
@@ -98,7 +99,7 @@ def correlation_panels(effects: pa.Table, score: Score, published: pa.Table) -> 
         first = {row["predictor"]: row["variant"] for row in reversed(mine)}
         mine = [row for row in mine if row["variant"] == first[row["predictor"]]]
         if mine:
-            panels.append(Panel(side, _correlation_panel(side, mine, theirs)))
+            panels.append(Panel(side, _correlation_panel(f"{score.evaluator}-{score.metric}-{score.split}", side, mine, theirs)))
     return panels
 
 
@@ -152,6 +153,7 @@ def _baseline_groups(baselines: Sequence[Row], size: int) -> list[tuple[float, f
 
 
 def _score_panel(
+    prefix: str,
     name: str,
     score: Score,
     rows: Sequence[Row],
@@ -172,10 +174,10 @@ def _score_panel(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel(score.label)
 
-    return figure(draw, f"score-{predictor}-{name}", f"{score.label} against {predictor} for {name}", titles)
+    return figure(draw, f"{prefix}-{name}", f"{score.label} against {predictor} for {name}", titles)
 
 
-def _correlation_panel(side: str, rows: Sequence[Row], theirs: dict[tuple[str, str], float]) -> str:
+def _correlation_panel(identity: str, side: str, rows: Sequence[Row], theirs: dict[tuple[str, str], float]) -> str:
     names = list(dict.fromkeys(row["predictor"] for row in rows))
     place = {name: -i for i, name in enumerate(names)}
     titles: dict[str, list[str]] = {}
@@ -204,7 +206,12 @@ def _correlation_panel(side: str, rows: Sequence[Row], theirs: dict[tuple[str, s
         axes.set_xlabel("correlation with the score, better to the right")
 
     return figure(
-        draw, f"correlation-{side}", f"Correlation of {side} metrics with the score", titles, size=(460, 60 + 32 * len(names)), left=128
+        draw,
+        f"correlation-{identity}-{side}",
+        f"Correlation of {side} metrics with the score",
+        titles,
+        size=(460, 60 + 32 * len(names)),
+        left=128,
     )
 
 

@@ -3,14 +3,18 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diversity.effects import (
+    EFFECTS_SCHEMA,
+    RESULTS_SCHEMA,
     bayesian_ridge,
     correlation,
     detectable_change,
+    effects_table,
     holm,
     ols,
     permutation_p,
@@ -19,6 +23,7 @@ from diversity.effects import (
     slope_difference,
 )
 from diversity.effects.paper import MODEL, paper_correlations, paper_points, paper_slopes
+from diversity.effects.tables import MIN_RUNS
 
 LEVELS = [j / 6 for j in range(7)]
 VISIBLE = [  # the series of METHOD 2.4 whose seven markers are all visible and whose table entry agrees with them
@@ -315,3 +320,100 @@ def test_seeds_needed_is_the_smallest_number():
         assert seeds == 1 or detectable_change(LEVELS * (seeds - 1)) > change
     with pytest.raises(ValueError, match="at least 3 runs"):
         detectable_change([0, 1])
+
+
+# ---- the tables of an experiment
+
+
+def result(strategy, level, value, *, size=1000, seed=0, run=None, split="out", higher=False, **more):
+    cell = f"{strategy}_n{size}_l{level}_s{seed}"
+    row = {"cell": cell, "strategy": strategy, "size": size, "level": level, "subset_seed": seed, "control": "none", "value": value}
+    row |= {"share": level, "coverage": level, "run": run or f"run {cell} {split}", "evaluator": "nll", "split": split, "metric": "nll"}
+    return {**row, "higher_is_better": higher, "primary": split == "out", **more}
+
+
+def table(rows):
+    return pa.Table.from_pylist([{name: row.get(name) for name in RESULTS_SCHEMA.names} for row in rows], schema=RESULTS_SCHEMA)
+
+
+def metric_table(values, side="response", metric="entropy", variant="pooled"):
+    return pa.Table.from_pylist([{"cell": c, "side": side, "metric": metric, "variant": variant, "value": v} for c, v in values.items()])
+
+
+def picked(effects, **wanted):
+    return [row for row in effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
+
+
+def test_slopes_of_a_grid_are_those_of_each_strategy():
+    generator = np.random.default_rng(9)
+    noise = generator.normal(0, 0.01, size=(3, 7))
+    strategies = {"response-micro": -0.2, "response-meso": -0.1, "instruction-micro": 0.1}
+    rows = [result(s, x, 2 + b * x + noise[i, j]) for i, (s, b) in enumerate(strategies.items()) for j, x in enumerate(LEVELS)]
+    rows.append(result("random", None, 2.0))
+    effects = effects_table(table(rows))
+    assert effects.schema == EFFECTS_SCHEMA
+    for i, (strategy, slope) in enumerate(strategies.items()):
+        (row,) = picked(effects, strategy=strategy, predictor="level", subset="all", method="ols")
+        alone = ols(LEVELS, 2 + slope * np.array(LEVELS) + noise[i])
+        assert (row["estimate"], row["se"], row["p"]) == pytest.approx((alone.estimate, alone.se, alone.p))
+        assert row["low"] < row["estimate"] < row["high"] and row["primary"] and row["n"] == 7
+        (ridge,) = picked(effects, strategy=strategy, predictor="level", subset="all", method="bayesian-ridge")
+        assert abs(ridge["estimate"]) <= abs(row["estimate"]) and ridge["se"] > 0
+    family = picked(effects, predictor="level", subset="all", method="ols")
+    assert [row["p_holm"] for row in family] == pytest.approx(holm([row["p"] for row in family]))
+    without = picked(effects, predictor="coverage", subset="without level 0", method="ols")
+    assert {row["n"] for row in without} == {6} and len(without) == 3
+
+
+def test_subset_seeds_are_blocks():
+    shifts = {0: 0.0, 1: 5.0}
+    rows = [result("response-micro", x, 2 - 0.2 * x + shifts[s] + 0.001 * (i % 2), seed=s) for s in shifts for i, x in enumerate(LEVELS)]
+    (row,) = picked(effects_table(table(rows)), predictor="level", subset="all", method="ols")
+    assert row["estimate"] == pytest.approx(-0.2, abs=0.002) and row["se"] < 0.01
+
+
+def test_too_few_levels_and_runs_are_said():
+    rows = [result("response-micro", x, 2 - x) for x in (0, 1)]
+    effects = effects_table(table(rows), metric_table({row["cell"]: row["level"] for row in rows}))
+    assert all(row["estimate"] is None and row["note"] for row in effects.to_pylist())
+    assert picked(effects, kind="slope")[0]["note"] == "a slope needs 3 different values of level, there are 2"
+    assert picked(effects, kind="correlation")[0]["note"] == f"a correlation needs {MIN_RUNS} runs, there are 2"
+    assert effects_table(table([])).num_rows == 0
+
+
+def test_correlations_count_a_run_once_and_turn_the_score():
+    rows = [result("response-micro", x, 2 - x) for x in LEVELS]
+    shared = [{**row, "cell": row["cell"] + " again", "strategy": "response-meso"} for row in rows[:3]]
+    values = metric_table({row["cell"]: row["level"] ** 3 for row in [*rows, *shared]})
+    (row,) = picked(effects_table(table(rows + shared), values, bootstraps=50), kind="correlation", method="spearman")
+    assert row["n"] == 7 and row["estimate"] == pytest.approx(1)  # lower is better, so it rises with a metric that NLL falls with
+    higher = [{**r, "higher_is_better": True} for r in rows]
+    (row,) = picked(effects_table(table(higher), values, bootstraps=50), kind="correlation", method="spearman")
+    assert row["estimate"] == pytest.approx(-1)
+
+
+def test_correlations_hold_size_and_length_fixed():
+    generator = np.random.default_rng(10)
+    rows, entropy, length = [], {}, {}
+    for size in (1000, 2000):
+        for x in LEVELS * 3:
+            seed = len(rows)
+            own, long = generator.normal(), generator.normal()
+            rows.append(result("response-micro", x, own + 2 * long + size / 50, size=size, seed=seed, higher=True))
+            entropy[rows[-1]["cell"]], length[rows[-1]["cell"]] = own + long + size, long
+    metrics = pa.concat_tables([metric_table(entropy), metric_table(length, metric="mean_length", variant="per-sample")])
+    effects = effects_table(table(rows), metrics, bootstraps=20)
+    over = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="")
+    assert [row["size"] for row in over] == [1000, 2000, None]
+    columns = [np.array([table_[r["cell"]] for r in rows]) for table_ in (entropy, length)]
+    y, sizes = np.array([r["value"] for r in rows]), np.array([r["size"] for r in rows])
+    assert over[-1]["estimate"] == pytest.approx(correlation(columns[0], y, given=sizes).estimate)
+    assert over[-1]["estimate"] < 0.99 < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
+    (held,) = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="mean_length", size=None)
+    assert held["estimate"] == pytest.approx(correlation(columns[0], y, given=np.column_stack([columns[1], sizes])).estimate)
+
+
+def test_the_table_repeats():
+    rows = [result("response-micro", x, np.sin(9 * x)) for x in LEVELS]
+    values = metric_table({row["cell"]: row["level"] for row in rows})
+    assert effects_table(table(rows), values, bootstraps=50).equals(effects_table(table(rows), values, bootstraps=50))

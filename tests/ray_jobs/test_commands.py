@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from ray_jobs import command
@@ -40,8 +42,15 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def outside_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def outside_a_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run as a person does, not as a job; and see that nothing here waits for a cluster: a refusal needs none, nor does a plan."""
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    before = ray.is_initialized()
+    yield
+    started = ray.is_initialized() and not before
+    if started:
+        ray.shutdown()
+    assert not started
 
 
 def refused(capsys: pytest.CaptureFixture[str], stage: str, *arguments: object) -> str:
@@ -102,7 +111,7 @@ def test_a_config_file_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_a_corpus_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = refused(capsys, "pipeline", PAPER, f"storage={tmp_path}/runs")
-    assert "corpus.paths" in line and "give" in line
+    assert "corpus.paths is empty" in line and "corpus.paths='[" in line
 
 
 def test_a_corpus_that_is_not_there(capsys: pytest.CaptureFixture[str], config: Path) -> None:
@@ -150,7 +159,7 @@ def test_a_parent_that_is_not_sealed(capsys: pytest.CaptureFixture[str], config:
     """The message is the command to give, overrides included: with them it names other artifacts."""
     overrides = [f"storage={config.parent}/other runs", *(["evaluation.heldout={in: {fraction: 0.1}, out: null}"] if heldout else [])]
     line = refused(capsys, stage, config, *overrides)
-    assert "is not sealed" in line
+    assert "sealed" in line and "make" in line
     acceptable = {"analyze": ("build_datasets", "sweep", "profile_corpus", "ingest")}.get(stage, (parent, "ingest"))
     assert any(f"python -m ray_jobs.{name} {config}" in line for name in acceptable)
     assert f"'storage={config.parent}/other runs'" in line
@@ -167,13 +176,9 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(capsys: pytest.CaptureFixtur
     assert not (config.parent / "runs").exists()
 
 
-def test_the_demos_dry_run_needs_no_ray(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import ray
-
-    before = ray.is_initialized()
+def test_the_demos_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main("pipeline", [str(DEMO), f"storage={tmp_path}/runs", "--dry-run"]) == 0
     assert "43 cells" in capsys.readouterr().out
-    assert ray.is_initialized() == before
 
 
 def test_the_console_script_names_near_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,237 @@
+"""Give every sample its types: `python -m ray_jobs.profile_corpus CONFIG.yaml [key=value …] [--dry-run]`.
+
+One pass of Ray Data over spans of the corpus tokenises, embeds and tags whatever isn't sealed yet. Then each typing is made by tasks
+of its own: frequencies and bands, normalised tags, topics. Every typing, and the embeddings of each side, is an artifact of its own,
+so that a run that was killed, or a further typing, costs only what is missing. How rows are cut into spans changes no content.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.cell import SIDES, typing_parts
+from diversity.embedders import embedder_class
+from diversity.taggers import tagger_class
+from diversity.tokens import WORD
+from diversity.topics import check_topics, estimate_seconds
+from ray_jobs import heldout, profile_tasks
+from ray_jobs.corpus_rows import CorpusRows
+from ray_jobs.profile_tasks import Embed, SpanWorker, Tag, Tokenise, Work
+from ray_jobs.runtime import Context, cache_folder, finished, main, once
+from training.model_source import resolve_model, tokenizer_digest
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+SPAN_ROWS = 16_384
+SPANS_A_TASK = 16
+
+
+@once
+def embedding_artifact(context: Context, side: str) -> Artifact:
+    """Return the artifact of the embeddings of a side: a row for each sample, in corpus order."""
+    config = context.experiment.profile.embedder
+    settings = {**config.model_dump(mode="json", exclude={"model"}), "side": side, "identity": embedder_class(config).identity(config)}
+    return _artifact(context, "profile/embeddings", settings, ["numpy", "tokenizers"], [_corpus(context).fingerprint])
+
+
+@once
+def profile_artifact(context: Context, typing: str) -> Artifact:
+    """Return the artifact of a typing: the types of each sample, and a table of the types."""
+    side, granularity, unit = typing_parts(typing)
+    profile, corpus = context.experiment.profile, _corpus(context).fingerprint
+    settings: dict[str, Any] = {"typing": typing}
+    if granularity == "micro":
+        settings["band"] = profile.band.model_dump(mode="json")
+        if unit:
+            return _artifact(context, "profile", settings, [] if unit == WORD else ["tiktoken"], [corpus])
+        folder = resolve_model(context.experiment.model, cache_folder(), tokenizer_only=True)
+        return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
+    if granularity == "macro":
+        settings["topics"] = profile.topics.model_dump(mode="json", exclude={"min_topics"})
+        packages = ["numpy", "numba", "scipy", "fast-hdbscan", _faiss()]
+        return _artifact(context, "profile", settings, packages, [corpus, embedding_artifact(context, side).fingerprint])
+    settings["tagger"] = profile.tagger.model_dump(mode="json")
+    settings["identity"] = tagger_class(profile.tagger).identity(profile.tagger)
+    settings["embedder"] = embedder_class(profile.embedder).identity(profile.embedder)
+    return _artifact(context, "profile", settings, ["simplemma", "numpy", "scipy"], [corpus])
+
+
+def plan(context: Context) -> Iterator[str]:
+    """Yield what is sealed, what would be made, and about how long topics take."""
+    corpus = _corpus(context)
+    rows = len(CorpusRows.of(corpus)) if corpus.sealed else None
+    yield f"types {rows:,} samples" if rows is not None else f"types a corpus that is not sealed yet: {context.command('ingest')}"
+    for name, artifact in _artifacts(context).items():
+        estimate = ""
+        if rows is not None and name.endswith("-macro"):
+            estimate = f", about {estimate_seconds(rows, context.experiment.profile.topics):.0f} s on one core"
+        yield f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}{estimate}"
+
+
+def run(context: Context) -> None:
+    """Seal the embeddings of both sides and every typing of the experiment, and enter them into the index."""
+    corpus = context.require(_corpus(context), "heldout" if context.experiment.evaluation.heldout else "ingest")
+    artifacts = _artifacts(context)
+    missing = {name: artifact.begin() for name, artifact in artifacts.items() if not artifact.sealed}
+    logger.info("profile_corpus: %d artifacts, %d sealed already", len(artifacts), len(artifacts) - len(missing))
+    if missing:
+        context.connect()
+        _make(context, CorpusRows.of(corpus), missing)
+    for typing in context.experiment.typings:
+        _check_topics(context, typing, artifacts[typing])
+    context.index.add_many("embeddings", {side: artifacts[f"{side} embeddings"] for side in SIDES})
+    context.index.add_many("profile", {typing: artifacts[typing] for typing in context.experiment.typings})
+
+
+def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -> None:
+    """Do the row-wise work in one pass, then the rest in tasks; topics start first, since they take longest."""
+    profile, model = context.experiment.profile, context.experiment.model
+    warm = ray.remote(profile_tasks.warm_up).remote() if any(name.endswith("-macro") for name in missing) else None
+    works = _works(context, missing)
+    spans = rows.spans(_span_rows(context, len(rows)))
+    _pass(context, rows, spans, list(works.values()))
+    sealing = _sealing(context)
+    for work in works.values():
+        if isinstance(work, Embed):
+            profile_tasks.seal_embeddings(work, sealing, len(rows))
+    waiting = []
+    for name, artifact in missing.items():
+        if name.endswith("-macro"):
+            embeddings = embedding_artifact(context, typing_parts(name)[0])
+            task = ray.remote(_topics).options(name=name)
+            waiting.append(task.remote(warm, artifact, name, rows, embeddings, profile.topics, sealing))
+    for name, work in works.items():
+        if isinstance(work, Tag):
+            waiting.append(ray.remote(profile_tasks.make_tags).options(name=name).remote(work, name, profile.embedder, sealing))
+        elif isinstance(work, Tokenise):
+            lookup = ray.remote(profile_tasks.count_types).remote(work, len(rows), profile.band, model)
+            typed = _type_rows(work, rows, spans, lookup)
+            waiting.append(ray.remote(profile_tasks.seal_micro).options(name=name).remote(work, sealing, *typed))
+    finished("typings sealed", waiting)
+
+
+def _pass(context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work]) -> None:
+    """Do all row-wise work on every span: what needs a GPU in a pass of its own."""
+    gpu = _gpus(context) if any(_wants_gpu(work) for work in works) else 0
+    groups = [[work for work in works if _wants_gpu(work)], [work for work in works if not _wants_gpu(work)]] if gpu else [works]
+    for group in groups:
+        if group:
+            workers = gpu if gpu and _wants_gpu(group[0]) else _workers(context)
+            _one_pass(context, rows, spans, group, min(workers, len(spans)), 1 if gpu and _wants_gpu(group[0]) else 0)
+
+
+def _one_pass(
+    context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work], workers: int, num_gpus: int
+) -> None:
+    logger.info("profile_corpus: %d samples in %d spans, %d workers", len(rows), len(spans), workers)
+    # A block for each span, made here: a task that cut them would wait for a core that the actors hold.
+    numbers = [pa.table({"span": pa.array([span], pa.int64())}) for span in range(len(spans))]
+    done = ray.data.from_arrow(numbers).map_batches(
+        SpanWorker,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        fn_constructor_args=(rows, spans, list(works), context.experiment.model),
+        num_gpus=num_gpus,
+    )
+    samples = 0
+    for number, row in enumerate(done.iter_rows(), start=1):
+        samples += row["rows"]
+        logger.info("profile_corpus: %d of %d spans (%d of %d samples)", number, len(spans), samples, len(rows))
+
+
+def _type_rows(work: Tokenise, rows: CorpusRows, spans: Sequence[tuple[int, int]], lookup: Any) -> list[Any]:
+    """Start the tasks that turn counted tokens into types, and return them."""
+    numbered = list(enumerate(spans))
+    pieces = [numbered[i : i + SPANS_A_TASK] for i in range(0, len(numbered), SPANS_A_TASK)]
+    return [ray.remote(profile_tasks.type_spans).remote(work, rows, piece, lookup) for piece in pieces]
+
+
+def _topics(warm: None, *arguments: Any) -> None:
+    """Make topics once the packages are warm."""
+    del warm
+    profile_tasks.make_topics(*arguments)
+
+
+def _works(context: Context, missing: Mapping[str, Artifact]) -> dict[str, Work]:
+    """Return the row-wise work that the missing artifacts need."""
+    profile = context.experiment.profile
+    works: dict[str, Work] = {}
+    for name, artifact in missing.items():
+        if name.endswith(" embeddings"):
+            works[name] = Embed(artifact, name.partition(" ")[0], profile.embedder)
+        else:
+            side, granularity, _ = typing_parts(name)
+            if granularity == "micro":
+                works[name] = Tokenise(artifact, name)
+            elif granularity == "meso":
+                works[name] = Tag(artifact, side, profile.tagger)
+    return works
+
+
+def _artifacts(context: Context) -> dict[str, Artifact]:
+    """Return every artifact of this stage by its name: `<side> embeddings` or the typing."""
+    embeddings = {f"{side} embeddings": embedding_artifact(context, side) for side in SIDES}
+    return {**embeddings, **{typing: profile_artifact(context, typing) for typing in context.experiment.typings}}
+
+
+def _artifact(context: Context, stage: str, config: Any, packages: Sequence[str], parents: Sequence[str]) -> Artifact:
+    versions = package_versions(*packages)
+    name = fingerprint(stage=stage, version=VERSION, config=config, packages=versions, parents=parents)
+    return context.storage.artifact("profile", name)
+
+
+def _check_topics(context: Context, typing: str, artifact: Artifact) -> None:
+    """Apply `min_topics`, which is no part of the fingerprint, to topics that were sealed under another one."""
+    if typing_parts(typing)[1] == "macro":
+        check_topics(typing, artifact.manifest["M"], artifact.manifest["distinct"], context.experiment.profile.topics)
+
+
+def _sealing(context: Context) -> dict[str, Any]:
+    """Return what every manifest of this stage holds beside its own figures."""
+    return {"stage": "profile_corpus", "version": VERSION, "corpus": _corpus(context).fingerprint}
+
+
+def _corpus(context: Context) -> Artifact:
+    return heldout.corpus_artifact(context)
+
+
+def _faiss() -> str:
+    """Return which of the two packages of faiss is installed."""
+    try:
+        importlib.metadata.version("faiss-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "faiss-gpu"
+    return "faiss-cpu"
+
+
+def _span_rows(context: Context, n: int) -> int:
+    """Return the rows of a span: a multiple of the embedder's group, and short enough to keep every worker busy."""
+    group = context.experiment.profile.embedder.group
+    rows = min(SPAN_ROWS, math.ceil(n / (4 * _workers(context))))
+    return group * max(1, math.ceil(rows / group))
+
+
+def _workers(context: Context) -> int:
+    return context.experiment.resources.data_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _gpus(context: Context) -> int:
+    return 0 if context.experiment.resources.use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
+
+
+def _wants_gpu(work: Work) -> bool:
+    return isinstance(work, Embed) and work.config.name == "transformer"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("profile_corpus"))

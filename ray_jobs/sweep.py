@@ -1,0 +1,241 @@
+"""Fine-tune and score every run of the grid: `python -m ray_jobs.sweep CONFIG.yaml [key=value …] [--dry-run]`.
+
+A run is named by the content of its dataset, the model, the configuration and the seed, so cells that choose the same samples share
+it. Sealed runs are entered into the index from their seals; the others are trials of Ray Tune, each a Ray Train run on DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from diversity.artifact import MANIFEST, Artifact, fingerprint
+from diversity.cell import Cell
+from diversity.config import UserError
+from ray_jobs import build_datasets, heldout, trials
+from ray_jobs.runtime import Context, cache_folder, main
+from training.config import run_fingerprint
+from training.model_source import model_digest, resolve_model
+from training.ray_worker import Task, has_weights, remove_weights
+
+logger = logging.getLogger(__name__)
+
+SCORES_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning and its scores, and the cells that share it."""
+
+    task: Task
+    cells: tuple[Cell, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the run's keys in the index, one for each cell."""
+        return list(self.task.cells)
+
+    @property
+    def finished(self) -> bool:
+        """Return whether all that is asked of the run is sealed."""
+        return self.task.model.sealed and (self.task.scores is None or self.task.scores.sealed)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the run's row in a table of trials."""
+        cell = self.cells[0]
+        return {"run": self.task.run, "cell": self.keys[0], **cell.describe(), "training_seed": self.task.training_seed}
+
+
+def device_kind(context: Context) -> str:
+    """Return what runs train on, `cpu` or `cuda`: as `resources` says, else what the cluster or this machine has."""
+    resources = context.experiment.resources
+    if resources.use_gpu is not None:
+        return "cuda" if resources.use_gpu else "cpu"
+    if resources.max_gpus is not None:
+        return "cuda"
+    if resources.address or os.environ.get("RAY_ADDRESS"):
+        context.connect()
+    if ray.is_initialized():
+        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+
+def runs(context: Context) -> list[Run]:
+    """Return every run of the experiment, sealed or not, in the order of its cells.
+
+    Raises:
+        ArtifactError: a dataset is not sealed, or the held-out samples are not.
+        ModelNotFound: the model can't be had.
+    """
+    experiment = context.experiment
+    device = device_kind(context)
+    folder = resolve_model(experiment.model, cache_folder())
+    base_digest = model_digest(folder, cache_folder())
+    held = context.require(heldout.heldout_artifact(context), "heldout") if experiment.evaluation.heldout else None
+    sharing: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    datasets: dict[str, Artifact] = {}
+    for cell in experiment.trained_cells:
+        dataset = context.require(build_datasets.dataset_artifact(context, cell), "build_datasets")
+        content = dataset.manifest["content"]
+        datasets.setdefault(content, dataset)
+        for seed in experiment.sft.training_seeds:
+            sharing[content, seed].append(cell)
+    found = []
+    for (content, seed), cells in sharing.items():
+        name = run_fingerprint(content=content, model=base_digest, sft=experiment.sft, training_seed=seed, device=device)
+        model = context.storage.artifact("models", name)
+        task = Task(
+            dataset=datasets[content],
+            heldout=held,
+            model=model,
+            scores=_scores_artifact(context, model, held) if held else None,
+            base=experiment.model,
+            base_digest=base_digest,
+            sft=experiment.sft,
+            evaluation=experiment.evaluation,
+            training_seed=seed,
+            device=device,
+            threads=max(1, round(experiment.resources.cpus_per_rank)),
+            content=content,
+            cells=tuple(f"{cell.name}_t{seed}" for cell in cells),
+        )
+        found.append(Run(task, tuple(cells)))
+    return found
+
+
+def _scores_artifact(context: Context, model: Artifact, held: Artifact) -> Artifact:
+    """Return the artifact of a run's scores."""
+    config = context.experiment.evaluation.identity()
+    name = fingerprint(stage="scores", version=SCORES_VERSION, config=config, parents=[model.fingerprint, held.fingerprint])
+    return context.storage.artifact("scores", name)
+
+
+def plan(context: Context) -> Iterator[str]:
+    """Yield what is sealed, what would be trained, and how long that takes by the speed of runs that are sealed."""
+    experiment = context.experiment
+    cells, seeds = experiment.trained_cells, experiment.sft.training_seeds
+    unsealed = [cell for cell in cells if not build_datasets.dataset_artifact(context, cell).sealed]
+    if unsealed:
+        yield f"{len(cells)} cells x {len(seeds)} training seeds; {len(unsealed)} datasets are not sealed yet:"
+        yield context.command("build_datasets")
+        return
+    every = runs(context)
+    left = [run for run in every if not run.finished]
+    yield f"{len(cells)} cells x {len(seeds)} training seeds = {len(every)} runs, {len(every) - len(left)} sealed, {len(left)} to do"
+    demand = trials.Demand.of(experiment.sft, experiment.resources, every[0].task.device)
+    yield f"a run asks for {demand}"
+    tokens = sum(_response_tokens(run) for run in left)
+    speeds = [run.task.model.manifest["response_tokens"] / run.task.model.manifest["train_s"] for run in every if run.task.model.sealed]
+    hours = f", {tokens / (sum(speeds) / len(speeds)) / 3600:.2f} hours of training by the speed of sealed runs" if speeds and left else ""
+    yield f"{tokens:,} response tokens to train on{hours}"
+    for run in left:
+        gone = run.task.model.sealed and not has_weights(run.task.model)
+        yield f"{run.task.run} {', '.join(run.keys)}{': its weights are gone, it would be trained again' if gone else ''}"
+
+
+def _response_tokens(run: Run) -> int:
+    """Return about how many response tokens a run trains on."""
+    if run.task.model.sealed:
+        return 0
+    return run.task.sft.budget.tokens(run.task.dataset.manifest["tokens"]["response"])
+
+
+def run(context: Context) -> None:
+    """Train and score what is not sealed, and enter all runs into the index."""
+    experiment = context.experiment
+    if heldout_asked := experiment.evaluation.heldout:
+        context.require(heldout.heldout_artifact(context), "heldout")
+    logger.info("sweep: %s", "; ".join(plan(context)))
+    every = runs(context)
+    _enter(context, every)
+    _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
+    left = [one for one in every if not one.finished]
+    if left:
+        _train(context, every, left)
+    if heldout_asked and experiment.sft.keep == "best":
+        _keep_best(every)
+
+
+def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
+    """Run the trials, and enter what they sealed whether or not all went well."""
+    experiment, storage = context.experiment, context.storage
+    context.connect()
+    demand = trials.Demand.of(experiment.sft, experiment.resources, left[0].task.device)
+    has = ray.cluster_resources()
+    limits = experiment.resources
+    concurrent = trials.concurrent_runs(
+        demand, cpus=limits.max_cpus or has.get("CPU", 0), gpus=limits.max_gpus if limits.max_gpus is not None else has.get("GPU", 0)
+    )
+    trials.wait_for_one(demand, limits.wait_s)
+    tasks = {one.task.run: one.task for one in every}
+    name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every])
+    try:
+        trials.tune_runs([one.describe() for one in left], tasks, demand, storage, name, concurrent)
+        if still := [one for one in left if not one.finished]:
+            # Tune remembers these as done, but their artifacts were removed since.
+            trials.remove_folder(storage, f"tune/{name}")
+            trials.tune_runs([one.describe() for one in still], tasks, demand, storage, name, concurrent)
+    finally:
+        _enter(context, every)
+
+
+def _enter(context: Context, every: Sequence[Run]) -> None:
+    """Enter what is sealed into the index."""
+    context.index.add_many("runs", {key: one.task.model for one in every if one.task.model.sealed for key in one.keys})
+    scored = [(one, one.task.scores) for one in every if one.task.scores is not None and one.task.scores.sealed]
+    context.index.add_many("scores", {key: scores for one, scores in scored for key in one.keys})
+
+
+def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:
+    """Unseal the runs that must be trained again for what is asked now, if that is allowed.
+
+    Raises:
+        UserError: it isn't.
+    """
+    gone = [one for one in every if one.task.model.sealed and not has_weights(one.task.model) and (keep == "all" or not one.finished)]
+    if not gone:
+        return
+    wanted = "weights" if all(one.finished for one in gone) else "scores"
+    if not retrain:
+        raise UserError(
+            f"{len(gone)} sealed runs have no weights any more and {wanted} are asked of them, e.g. {gone[0].keys[0]}: "
+            "set sft.retrain=true to train them again" + (", or sft.keep=scores" if wanted == "weights" else "")
+        )
+    for one in gone:
+        logger.info("%s is trained again", one.keys[0])
+        filesystem, root = one.task.model.storage.filesystem()
+        filesystem.delete_file(f"{root}/{one.task.model.path}/{MANIFEST}")
+
+
+def _keep_best(every: Sequence[Run]) -> None:
+    """Let all weights go but those of the best run for each strategy and size."""
+    best: dict[tuple[str, int], tuple[float, Run]] = {}
+    for one in every:
+        figure = _figure(one)
+        for cell in one.cells:
+            group = (cell.strategy, cell.size)
+            if group not in best or figure > best[group][0]:
+                best[group] = (figure, one)
+    kept = {one.task.run for _, one in best.values()}
+    for one in every:
+        if one.task.run not in kept:
+            remove_weights(one.task.model)
+
+
+def _figure(one: Run) -> float:
+    """Return a run's primary score, or else its first one, so that more is better."""
+    assert one.task.scores is not None
+    rows = one.task.scores.read().to_pylist()
+    row = next((row for row in rows if row["primary"]), rows[0])
+    return row["value"] if row["higher_is_better"] else -row["value"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("sweep"))

@@ -1,0 +1,116 @@
+"""Slow, plain twins of the selection algorithms, written from METHOD's definitions, and what the tests draw at random."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from hypothesis import strategies as st
+
+from diversity.controls import Control
+from diversity.incidence import Incidence
+from diversity.keys import content_priorities, priorities
+from diversity.peel import TypedInputs, prune
+
+
+@st.composite
+def incidences(draw, max_rows: int = 25, max_types: int = 12, min_rows: int = 1, disjoint: bool = False) -> Incidence:
+    """Draw a small incidence in which every type occurs and rows may be empty."""
+    n_types = draw(st.integers(1, max_types))
+    size = 1 if disjoint else draw(st.integers(1, min(5, n_types)))
+    row = st.lists(st.integers(0, n_types - 1), max_size=size, unique=True).map(sorted)
+    rows = draw(st.lists(row, min_size=min_rows, max_size=max_rows))
+    return Incidence.from_lists(rows, n_types).used()[0] if any(rows) else Incidence.from_lists([[0]], 1)
+
+
+def keys_of(n: int, salt: int = 0) -> np.ndarray:
+    """Return distinct sample keys."""
+    return priorities(np.arange(n, dtype=np.uint64), salt, "made-up")
+
+
+def ties_of(n_types: int) -> np.ndarray:
+    return content_priorities(f"type {t}".encode() for t in range(n_types))
+
+
+def typed_of(incidence: Incidence, closure="strict", algorithm="peel", type_order="peel") -> TypedInputs:
+    tie = ties_of(incidence.n_types)
+    pruning = prune(incidence, tie, keys_of(incidence.n_samples, 1), algorithm=algorithm, type_order=type_order, closure=closure)
+    return TypedInputs(incidence, tie, pruning.position, pruning.birth)
+
+
+def no_control(n: int) -> Control:
+    return Control("none", np.ones(n, np.int64), np.zeros(n, np.int32), 1)
+
+
+def sets_of(incidence: Incidence) -> list[set[int]]:
+    return [set(incidence.row(i).tolist()) for i in range(incidence.n_samples)]
+
+
+def peel_naive(incidence: Incidence, tie: np.ndarray) -> np.ndarray:
+    """Recount everything before each removal: O(M nnz)."""
+    rows = [s for s in sets_of(incidence) if s]
+    live = set(range(incidence.n_types))
+    position = np.zeros(incidence.n_types, np.int32)
+    while live:
+        count = {t: sum(t in s for s in rows) for t in live}
+        worst = min(live, key=lambda t: (count[t], tie[t], t))
+        position[worst] = len(live)
+        live.remove(worst)
+        rows = [s for s in rows if worst not in s]
+    return position
+
+
+def unique_naive(incidence: Incidence, type_tie: np.ndarray, sample_tie: np.ndarray, k: int) -> tuple[set[int], set[int]]:
+    """Remove the sample that alone covers fewest types until at most k types are covered; return (samples, types) that remain."""
+    sets = sets_of(incidence)
+    pool = {i for i, s in enumerate(sets) if s}
+    covered = set().union(*(sets[i] for i in pool)) if pool else set()
+    while len(covered) > k:
+        count = {t: sum(t in sets[i] for i in pool) for t in covered}
+        worst = min(pool, key=lambda i: (sum(count[t] == 1 for t in sets[i]), sample_tie[i], i))
+        pool.remove(worst)
+        covered = set().union(*(sets[i] for i in pool)) if pool else set()
+    return pool, covered
+
+
+def best_pool(incidence: Incidence, k: int) -> int:
+    """Return the largest pool of any k types, by trying all."""
+    sets = [s for s in sets_of(incidence) if s]
+    return max(sum(s <= set(kept) for s in sets) for kept in itertools.combinations(range(incidence.n_types), k))
+
+
+def smallest_cover(sets: list[set[int]], wanted: set[int]) -> int:
+    """Return the size of an optimal set cover, by breadth-first search over covered sets."""
+    useful = {frozenset(s & wanted) for s in sets if s & wanted}
+    reached, steps = {frozenset()}, 0
+    while not any(r == wanted for r in reached):
+        reached = {r | s for r in reached for s in useful}
+        steps += 1
+    return steps
+
+
+def harmonic(m: int) -> float:
+    return math.fsum(1 / j for j in range(1, m + 1))
+
+
+def sampling_naive(incidence, position, closure, k, tie, priority, size, phase_a: bool = True):
+    """Phase A (rarest first) and phase B of METHOD 4.5 with recounting; returns (rows, reasons, cover size) in the order of taking."""
+    kept = {t for t in range(incidence.n_types) if position[t] <= k}
+    sets = sets_of(incidence)
+    inside = (lambda s: s <= kept) if closure == "strict" else (lambda s: bool(s & kept))
+    pool = sorted((i for i, s in enumerate(sets) if s and inside(s)), key=lambda i: (priority[i], i))
+    members = {t: [i for i in pool if t in sets[i]] for t in kept}
+    taken, reasons = [], []
+    for t in sorted(kept, key=lambda t: (len(members[t]), tie[t], t)):
+        if not any(t in sets[i] for i in taken):
+            taken.append(members[t][0])
+            reasons.append(t)
+    cover = len(taken)
+    while len(taken) < size:
+        have = {t: sum(t in sets[i] for i in taken) for t in kept}
+        open_types = [t for t in kept if any(i not in taken for i in members[t])]
+        t = min(open_types, key=lambda t: (have[t], tie[t], t))
+        taken.append(next(i for i in members[t] if i not in taken))
+        reasons.append(t)
+    return taken, reasons, cover

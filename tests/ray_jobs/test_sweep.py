@@ -1,0 +1,171 @@
+"""A real sweep of tiny runs: Ray Tune, Ray Train, DeepSpeed on gloo; and the rules about resources, weights and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from diversity.artifact import Artifact, Storage
+from diversity.cell import Cell
+from diversity.config import UserError
+from diversity.dataset import content_hash, id_array
+from diversity.samples import sample_id
+from ray_jobs import build_datasets, heldout, sweep, trials
+from ray_jobs.experiment import Experiment
+from ray_jobs.runtime import Context, ResourcesNotAvailable
+from training.ray_worker import has_weights
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a 2-layer Llama with random weights and the real tokenizer, made in this process without DeepSpeed."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ray_jobs.runtime import cache_folder
+    from training.model_source import resolve_model
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(folder)
+    source = resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)
+    for path in source.glob("tokenizer*"):
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
+def samples(start: int, count: int) -> pa.Table:
+    rows = []
+    for i in range(start, start + count):
+        messages = [
+            {"role": "user", "content": f"What comes after {i}?"},
+            {"role": "assistant", "content": f"After {i} comes {i + 1}, and then {i + 2}, as everybody knows who counts that far."},
+        ]
+        rows.append({"sample_id": sample_id(messages), "messages": messages})
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
+
+
+def sealed(artifact: Artifact, table: pa.Table, **manifest: Any) -> Artifact:
+    if not artifact.sealed:
+        artifact.begin().write(table)
+        artifact.seal(manifest)
+    return artifact
+
+
+@pytest.fixture
+def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """Return an experiment of 3 cells, of which two choose the same samples, with its parents sealed."""
+    storage = Storage(str(tmp_path / "runs"))
+    tables = {"random_n8_s0": samples(0, 8), "longest_n8_s0": samples(100, 8)}
+    tables["random_n8_s1"] = tables["random_n8_s0"]
+
+    def dataset(context: Context, cell: Cell) -> Artifact:
+        table = tables[cell.name]
+        tokens = {"instruction": 40, "response": 160}
+        return sealed(storage.artifact("datasets", cell.name), table, content=content_hash(id_array(table["sample_id"])), tokens=tokens)
+
+    def held(context: Context) -> Artifact:
+        table = samples(1000, 6)
+        return sealed(storage.artifact("heldout", "h"), table.append_column("split", pa.array(["in"] * 3 + ["out"] * 3)))
+
+    monkeypatch.setattr(build_datasets, "dataset_artifact", dataset)
+    monkeypatch.setattr(heldout, "heldout_artifact", held)
+    experiment = Experiment.model_validate(
+        {
+            "experiment": "tiny",
+            "storage": storage.uri,
+            "corpus": {"paths": ["builtin:python-docs"]},
+            "model": str(model),
+            "grid": {"strategies": ["random", "longest"], "sizes": [8], "subset_seeds": [0, 1], "train": ["random*", "longest_n8_s0"]},
+            "sft": {"budget": {"response_tokens": 120}, "response_tokens_per_step": 40, "max_length": 128, "checkpoint_every": 2},
+            "resources": {"use_gpu": False, "cpus_per_rank": 0.9, "driver_cpus": 0.1},
+        }
+    )
+    return Context(experiment, Path("tiny.yaml"))
+
+
+def test_a_sweep_trains_scores_and_seals(context: Context, ray_local: None) -> None:
+    sweep.run(context)
+    every = sweep.runs(context)
+    assert len(every) == 2 and all(one.finished for one in every)
+    index = context.index.read()
+    assert set(index["runs"]) == set(index["scores"]) == {"random_n8_s0_t0", "random_n8_s1_t0", "longest_n8_s0_t0"}
+    assert index["runs"]["random_n8_s0_t0"] == index["runs"]["random_n8_s1_t0"]
+    for one in every:
+        manifest = one.task.model.manifest
+        rows = one.task.model.read(".")
+        assert rows["step"].to_pylist() == [0, 1, 2] and manifest["steps"] == 3
+        assert manifest["response_tokens"] == sum(rows["response_tokens"].to_pylist()) >= 120
+        assert one.task.scores is not None
+        scores = one.task.scores.read().to_pylist()
+        assert {(row["split"], row["n"]) for row in scores if row["metric"] == "nll"} == {("in", 3), ("out", 3)}
+        assert one.task.scores.manifest["content"] == one.task.content
+        assert not has_weights(one.task.model)
+        assert not context.storage.exists(f"train/{one.task.run}")
+
+    # Sealed runs are no trials: nothing is trained again, and the plan says so.
+    before = {one.task.run: one.task.model.manifest for one in every}
+    sweep.run(context)
+    assert {one.task.run: one.task.model.manifest for one in sweep.runs(context)} == before
+    assert "2 runs, 2 sealed, 0 to do" in next(iter(sweep.plan(context)))
+
+
+def demand(**changes: Any) -> trials.Demand:
+    return trials.Demand(**{"ranks": 2, "cpus_per_rank": 1, "driver_cpus": 0.1, "gpu": False, **changes})
+
+
+def test_concurrency_counts_drivers_too() -> None:
+    assert trials.concurrent_runs(demand(), cpus=4.2, gpus=0) == 2
+    assert trials.concurrent_runs(demand(), cpus=4, gpus=0) == 1
+    assert trials.concurrent_runs(demand(ranks=1, cpus_per_rank=1.9), cpus=2, gpus=0) == 1
+    assert trials.concurrent_runs(demand(gpu=True), cpus=100, gpus=5) == 2
+
+
+def test_too_few_resources_are_told_before_anything_starts() -> None:
+    with pytest.raises(UserError, match=r"a run needs 2 x 1 \+ 0.1 = 2.1 CPUs, and there are 2 CPUs: lower resources.cpus_per_rank"):
+        trials.concurrent_runs(demand(), cpus=2, gpus=0)
+    with pytest.raises(UserError, match="2 GPUs, and there are 64 CPUs and 1 GPUs"):
+        trials.concurrent_runs(demand(gpu=True), cpus=64, gpus=1)
+
+
+def test_resources_that_do_not_come_are_an_error_of_their_own(ray_local: None) -> None:
+    with pytest.raises(ResourcesNotAvailable, match="after 0 s the cluster has 2 CPUs"):
+        trials.wait_for_one(demand(cpus_per_rank=64), wait_s=0)
+    trials.wait_for_one(demand(ranks=1), wait_s=0)
+
+
+def test_weights_that_are_gone_need_a_word(context: Context) -> None:
+    every = sweep.runs(context)
+    for one in every:
+        one.task.model.begin().seal({"run": one.task.run})
+    with pytest.raises(UserError, match="2 sealed runs have no weights any more and scores are asked of them"):
+        sweep._allow_again(every, "scores", retrain=False)
+    sweep._allow_again(every, "scores", retrain=True)
+    assert not any(one.task.model.sealed for one in every)
+
+
+def test_tasks_are_plain(context: Context) -> None:
+    described = [one.describe() for one in sweep.runs(context)]
+    assert json.loads(json.dumps(described)) == described

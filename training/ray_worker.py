@@ -1,0 +1,256 @@
+"""What every rank of a Ray Train run does: read a sealed dataset, train, seal the model, score it, seal the scores.
+
+The only file of this package that names Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray.train
+
+from diversity.artifact import Artifact
+from training.config import SftConfig
+from training.evaluators import EvaluationConfig
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "hf"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, as its ranks get it: plain values and handles of artifacts.
+
+    Attributes:
+        dataset: sealed.
+        heldout: sealed; None where nothing is scored.
+        model: the artifact that is made, named by the run's fingerprint.
+        scores: the artifact that is made from it; None where nothing is scored.
+        base: what the run starts from, as `model` of the configuration says it; every node resolves it by itself.
+        base_digest: what that model's digest must be.
+        sft: how it is trained.
+        evaluation: how it is scored.
+        training_seed: of this run.
+        device: `cpu` or `cuda`.
+        threads: CPU threads of a rank.
+        content: of the dataset.
+        cells: `<cell>_t<seed>` of every cell that shares this run, for the manifests.
+    """
+
+    dataset: Artifact
+    heldout: Artifact | None
+    model: Artifact
+    scores: Artifact | None
+    base: str
+    base_digest: str
+    sft: SftConfig
+    evaluation: EvaluationConfig
+    training_seed: int
+    device: str
+    threads: int
+    content: str
+    cells: tuple[str, ...]
+
+    @property
+    def run(self) -> str:
+        """Return the run's fingerprint."""
+        return self.model.fingerprint
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Train, seal and score the run `config["task"]`; every rank of a `TorchTrainer` calls this.
+
+    Returns:
+        Plain figures; Ray Train hands on rank 0's.
+    """
+    started = time.perf_counter()
+    task: Task = config["task"]
+    from training.engine import prepare_process  # torch comes with it: not when the driver reads this module
+
+    prepare_process(task.device, task.threads)
+    figures: dict[str, Any] = {"import_s": time.perf_counter() - started}
+    trained = None if task.model.sealed else _train(task, figures)
+    if task.scores is not None and not task.scores.sealed:
+        _score(task, trained, figures)
+    return {**figures, "run": task.run, "run_s": time.perf_counter() - started}
+
+
+def cache_folder() -> Path:
+    """Return the node-local cache: `SFT_DIVERSITY_CACHE`, else `~/.cache/sft-diversity`."""
+    return Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
+
+
+def has_weights(model: Artifact) -> bool:
+    """Return whether a model's weights are still there; a config is removed first, so that half of them never count."""
+    return model.storage.exists(f"{model.path}/{WEIGHTS}/config.json")
+
+
+def remove_weights(model: Artifact) -> None:
+    """Remove a model's weights; what says how it was trained stays."""
+    filesystem, root = model.storage.filesystem()
+    folder = f"{root}/{model.path}/{WEIGHTS}"
+    if has_weights(model):
+        filesystem.delete_file(f"{folder}/config.json")
+    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        filesystem.delete_dir(folder)
+
+
+def _train(task: Task, figures: dict[str, Any]) -> Any:
+    """Train and seal the model; return what `fine_tune` returned."""
+    from training.checkpoint import export, load_state
+    from training.engine import free_memory
+    from training.sft import Job, fine_tune
+
+    context = ray.train.get_context()
+    base = _base_folder(task)
+    samples = task.dataset.read(columns=["sample_id", "messages"])
+    job = Job(base, samples, task.sft, task.training_seed, task.device)
+
+    def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
+        found = ray.train.get_checkpoint()
+        if found is None:
+            return 0, []
+        with found.as_directory() as folder:
+            return load_state(engine, Path(folder), task.run)
+
+    memory = free_memory(task.device, context.get_local_world_size())
+    trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory)
+    leads = context.get_world_rank() == 0
+    if leads:
+        task.model.begin()
+    sealing = time.perf_counter()
+    with local_copy(task.model, WEIGHTS, write=leads) as folder:
+        export(trained.engine, base, folder, task.sft, chat_template=trained.chat_template)
+    if leads:
+        task.model.write(trained.rows, "train.parquet")
+        figures |= {**trained.summary, "export_s": time.perf_counter() - sealing}
+        task.model.seal(
+            {
+                "run": task.run,
+                "cells": list(task.cells),
+                "dataset": task.dataset.path,
+                "content": task.content,
+                "model": task.base,
+                "model_digest": task.base_digest,
+                "sft": task.sft.identity(training_seed=task.training_seed, device=task.device),
+                "training_seed": task.training_seed,
+                **trained.summary,
+            }
+        )
+    return trained
+
+
+def _reporter(task: Task) -> Any:
+    """Return the hook that hands every rank's part of a checkpoint to Ray Train, which publishes it once all parts are there."""
+    from training.checkpoint import save_state
+
+    def save(engine: Any, step: int, rows: list[dict[str, Any]]) -> None:
+        with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
+            save_state(engine, Path(folder), task.run, step, rows)
+            ray.train.report({"step": step, "loss": rows[-1]["loss"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    return save
+
+
+def _base_folder(task: Task) -> Path:
+    """Return the base model's folder on this node.
+
+    Raises:
+        UserError: it is another model than the one the run is named after.
+    """
+    from diversity.config import UserError
+    from training.model_source import model_digest, resolve_model
+
+    folder = resolve_model(task.base, cache_folder())
+    if (found := model_digest(folder, cache_folder())) != task.base_digest:
+        raise UserError(f"model {task.base!r} is another one on this node: its digest is {found}, not {task.base_digest}")
+    return folder
+
+
+def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
+    """Score the model on all ranks; rank 0 seals the scores, and lets the weights go if nobody keeps them."""
+    import torch
+    from ray.train.torch import get_device
+
+    from training.evaluators import evaluate_samples
+
+    assert task.scores is not None and task.heldout is not None
+    started = time.perf_counter()
+    context = ray.train.get_context()
+    half = task.device == "cuda" and task.sft.resolved_precision(task.device) == "bf16"
+    with (
+        local_copy(task.model, WEIGHTS, read=trained is None) as folder,
+        torch.no_grad(),
+        torch.autocast(task.device, torch.bfloat16, enabled=half),
+    ):
+        table, samples = evaluate_samples(
+            trained.model if trained else _open(folder),
+            _base_folder(task),
+            task.heldout.read(),
+            task.evaluation,
+            get_device(),
+            run=task.run,
+            template=task.sft.template,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+        )
+    if context.get_world_rank() != 0:
+        return
+    figures |= {"score_s": time.perf_counter() - started, "scores": _named(table.to_pylist())}
+    task.scores.begin()
+    task.scores.write(table)
+    task.scores.write(samples, "samples/part-00000.parquet")
+    task.scores.seal(
+        {
+            "run": task.run,
+            "cells": list(task.cells),
+            "content": task.content,
+            "dataset": task.dataset.path,
+            "heldout": task.heldout.path,
+            "training_seed": task.training_seed,
+            "evaluators": task.evaluation.identity(),
+            "seconds": figures["score_s"],
+        }
+    )
+    if task.sft.keep == "scores":
+        remove_weights(task.model)
+
+
+def _named(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the figures as a table of trials shows them."""
+    return {f"{row['evaluator']}/{row['split']}/{row['metric']}": row["value"] for row in rows}
+
+
+def _open(folder: Path) -> Any:
+    """Return a trained model from its folder as it was saved, on the rank's device."""
+    from ray.train.torch import get_device
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return model.to(get_device())
+
+
+@contextmanager
+def local_copy(artifact: Artifact, name: str, *, read: bool = False, write: bool = False) -> Iterator[Path]:
+    """Have a folder of an artifact as a local one: itself on a local storage, else a copy, fetched before or stored after."""
+    filesystem, root = artifact.storage.filesystem()
+    place = f"{root}/{artifact.path}/{name}"
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
+        if read:
+            pafs.copy_files(place, folder, source_filesystem=filesystem)
+        yield Path(folder)
+        if write:
+            pafs.copy_files(folder, place, destination_filesystem=filesystem)
