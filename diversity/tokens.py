@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from diversity.cell import typing_parts
 from diversity.config import Config
-from diversity.encodings import Encoder, label, load_encoder
+from diversity.encoders import Encoder, label, load_encoder
 from diversity.typed import DATA_SCHEMA, TYPES, TYPES_SCHEMA, NoTypesError, Typed, flat_lists, list_array
 
 WORD = "word"

@@ -18,7 +18,7 @@ from diversity import dataset
 from diversity.artifact import Artifact
 from diversity.cell import SIDES, Cell, GridConfig, typing_parts
 from diversity.dataset import Choice, Corpus, id_array
-from diversity.encodings import load_encoder
+from diversity.encoders import load_encoder
 from diversity.incidence import Incidence, Typing, assign_nearest
 from diversity.keys import content_priorities, priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure

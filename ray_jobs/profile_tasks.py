@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from diversity.artifact import Artifact
 from diversity.cell import SIDES, typing_parts
 from diversity.embedders import Embedder, EmbedderConfig, embed, load_embedder
-from diversity.encodings import Encoder, load_encoder
+from diversity.encoders import Encoder, load_encoder
 from diversity.taggers import TaggerConfig
 from diversity.tags import TagCounter, normalise
 from diversity.tokens import (

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diversity.config import ConfigError, UserError, near_matches
-from diversity.encodings import Encoder, ExactEncoder, HuggingFaceEncoder
+from diversity.encoders import Encoder, ExactEncoder, HuggingFaceEncoder
 from diversity.twin import Inexact
 
 NO_LABEL = -100

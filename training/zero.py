@@ -122,9 +122,11 @@ def estimate_memory(shape: ModelShape, sft: SftConfig, precision: Precision) -> 
     activations = sft.capacity * (moving * (shape.layers * block + working) + (moving + 4) * shape.vocabulary)
     offloaded = 0
     if sft.zero.offload_optimizer:
-        offloaded, optimizer = offloaded + optimizer, 0
+        # Gradients are summed up beside the optimizer; on the device they are there as long as a backward pass needs them.
+        offloaded, optimizer = offloaded + optimizer + gradients, 0
+        gradients = shape.trainable * width // (1 if stage == 1 else shape.layers)
     if sft.zero.offload_parameters:
-        offloaded, parameters = offloaded + parameters, 2 * parameters // max(shape.layers, 1)
+        offloaded, parameters = offloaded + parameters, 2 * parameters // shape.layers
     return Memory(parameters, gradients, optimizer, activations, offloaded)
 
 

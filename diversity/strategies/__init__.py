@@ -6,27 +6,83 @@ goes by keyed hashes of sample ids. The six typed strategies, with or without `@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from diversity.cell import Cell, GridConfig
-from diversity.config import Config, load
+from diversity.cell import Cell, GridConfig, is_typing
+from diversity.config import Config, ConfigError, load, near_matches
 from diversity.controls import Control, make_control
 from diversity.fill import Objective
-from diversity.keys import priorities
+from diversity.incidence import Incidence
+from diversity.keys import content_priorities, priorities
 from diversity.levels import KminFrom, LevelPlan, level_table
-from diversity.peel import Algorithm, Closure, TypedInputs, TypeOrder
+from diversity.peel import Algorithm, Closure, TypedInputs, TypeOrder, prune
+from diversity.pool import InfeasibleSize
 
 TYPED = "diversity.strategies.typed:select"
 STRATEGIES = {
     "random": "diversity.strategies.uniform:select",
     "longest": "diversity.strategies.longest:select",
+    "k_center": "diversity.strategies.k_center:select",
+    "facility_location": "diversity.strategies.facility_location:select",
+    "facility_location_stochastic": "diversity.strategies.facility_location:select",
+    "k_means": "diversity.strategies.k_means:select",
+    "deita": "diversity.strategies.deita:select",
+    "max_coverage": "diversity.strategies.max_coverage:select",
+    "token_entropy": "diversity.strategies.token_entropy:select",
+    "instag": "diversity.strategies.instag:select",
 }
-DIALLED = {"random": False, "longest": False}  # which of them have a level
+DIALLED = {name: name in ("k_means", "deita") for name in STRATEGIES}  # which of them have a level
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a strategy looks at beside keys, token counts and sources; a stage loads it, and its fingerprint belongs to the dataset's.
+
+    Attributes:
+        typings: names in `Inputs.typed`.
+        embeddings: sides of `Inputs.embeddings`.
+        token_ids: sides of `Inputs.token_ids`.
+    """
+
+    typings: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    token_ids: tuple[str, ...] = ()
+
+
+NEEDS = {
+    "k_center": Needs(embeddings=("response",)),
+    "facility_location": Needs(embeddings=("response",)),
+    "facility_location_stochastic": Needs(embeddings=("response",)),
+    "k_means": Needs(embeddings=("response",)),
+    "deita": Needs(embeddings=("response",)),
+    "max_coverage": Needs(typings=("response-micro",)),
+    "token_entropy": Needs(token_ids=("response",)),
+    "instag": Needs(typings=("instruction-meso",)),
+}
+
+
+def needs(cell: Cell, grid: GridConfig) -> Needs:
+    """Return what a cell's strategy looks at."""
+    if cell.typing:
+        return Needs(typings=(cell.typing,))
+    if cell.strategy == "random" and cell.control.endswith("-quota"):
+        return Needs(typings=(grid.random_quota_from,))
+    return NEEDS.get(cell.strategy, Needs())
+
+
+def refuse_control(cell: Cell) -> None:
+    """Refuse a control that the strategy does not obey.
+
+    Raises:
+        ConfigError: only typed strategies and `random` obey controls other than none and length-window (a corpus of its own).
+    """
+    if not (cell.typing or cell.strategy == "random" or cell.control in ("none", "length-window")):
+        raise ConfigError(f"{cell.name}: strategy {cell.strategy} does not obey control {cell.control}; typed strategies and random do")
 
 
 class SelectionConfig(Config):
@@ -84,6 +140,8 @@ class Inputs:
         typed: pruned typings by name; those that the cells' strategies dial.
         grid: sizes and fractions, which the levels of a typing are planned for at once.
         embeddings: loads the `(n, d) float32` unit vectors of a side, for strategies that compare samples.
+        token_ids: loads a side's model tokens as (ids, offsets): those of row i are `ids[offsets[i]:offsets[i+1]]`.
+        scores: loads a quality score `(n,)` of each sample, where the corpus has one.
     """
 
     sample_keys: np.ndarray
@@ -93,7 +151,9 @@ class Inputs:
     typed: Mapping[str, TypedInputs]
     grid: GridConfig
     embeddings: Callable[[str], np.ndarray] | None = None
-    _plans: dict[tuple[str, str], dict[int, LevelPlan]] = field(default_factory=dict, repr=False)
+    token_ids: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None
+    scores: Callable[[], np.ndarray] | None = None
+    _plans: dict[tuple[str, str, float, str], dict[int, LevelPlan]] = field(default_factory=dict, repr=False)
 
     @property
     def n(self) -> int:
@@ -114,8 +174,11 @@ class Inputs:
         Raises:
             InfeasibleSize: a size of the grid can't be had.
             InfeasibleLevel: with `kmin_from: largest`, a smaller size can't cover the largest size's level 0.
+            ConfigError: the cell's size is none of the grid's.
         """
-        key = (typing, cell.control)
+        key = (typing, cell.control, config.rho, config.kmin_from)
+        if cell.size not in self.grid.sizes:
+            raise ConfigError(f"{cell.name}: levels are planned for grid.sizes {self.grid.sizes}")
         if key not in self._plans:
             fractions = sorted(set(self.grid.fractions))
             self._plans[key] = level_table(
@@ -130,11 +193,66 @@ class Inputs:
         return self._plans[key][cell.size]
 
 
+def closure_of(typing: str, config: SelectionConfig) -> Closure:
+    """Return how a typing's pools close: `loose` is for tags; tokens are always strict, and for topics the two are the same."""
+    return config.closure if typing.endswith("-meso") else "strict"
+
+
+def prune_typing(
+    name: str, incidence: Incidence, contents: Sequence[bytes], sample_keys: np.ndarray, config: SelectionConfig
+) -> TypedInputs:
+    """Return one typing pruned as the configuration says: computed once, it serves every cell.
+
+    Args:
+        name: of the typing.
+        incidence: samples × types.
+        contents: the types' contents, in the order of their numbers.
+        sample_keys: `(n,) uint64`.
+        config: algorithm, type order and closure.
+
+    Raises:
+        ConfigError: the typing has no types, or some that no sample has.
+    """
+    if incidence.n_types == 0:
+        raise ConfigError(f"{name} has no types (M = 0): see the band's counts in the manifest of its profile, and change profile.band")
+    if (unused := np.flatnonzero(incidence.df() == 0)).size:
+        raise ConfigError(f"{name}: {len(unused)} types, e.g. {bytes(contents[unused[0]])!r}, occur in no sample: profile the corpus anew")
+    tie = content_priorities(contents)
+    pruning = prune(
+        incidence,
+        tie,
+        priorities(sample_keys, 0, "peel"),
+        algorithm=config.algorithm,
+        type_order=config.type_order,
+        closure=closure_of(name, config),
+    )
+    return TypedInputs(incidence, tie, pruning.position, pruning.birth)
+
+
+def untyped(rows: np.ndarray, pool_size: int) -> Picks:
+    """Return the picks of a strategy without types."""
+    return Picks(np.sort(rows).astype(np.int64), np.full(len(rows), -1, dtype=np.int32), pool_size)
+
+
 def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     """Return what goes into a cell's dataset.
 
     Raises:
-        UserError: it can't be had; the message says what can.
+        ConfigError: no such strategy, or one that does not obey the cell's control.
+        InfeasibleSize: it can't be had; the message says what can.
     """
+    if not is_typing(cell.strategy) and cell.strategy not in STRATEGIES:
+        raise ConfigError(f"unknown strategy {cell.strategy!r}{near_matches(cell.strategy, STRATEGIES)}")
+    refuse_control(cell)
+    needed = needs(cell, inputs.grid)
+    for what, wanted, given in (
+        ("embeddings", needed.embeddings, inputs.embeddings),
+        ("token_ids", needed.token_ids, inputs.token_ids),
+        *((f"typing {name}", True, inputs.typed.get(name)) for name in needed.typings),
+    ):
+        if wanted and given is None:
+            raise ConfigError(f"{cell.name}: strategy {cell.strategy} needs {what}, which it was not given")
+    if not cell.typing and not 1 <= cell.size <= inputs.n:
+        raise InfeasibleSize(f"{cell.name}: the corpus has {inputs.n} samples; the smallest size is 1, the largest {inputs.n}")
     strategy = load(TYPED if cell.typing else STRATEGIES[cell.strategy])
     return strategy(inputs, cell, config)

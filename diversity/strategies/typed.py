@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from diversity.cell import Cell
-from diversity.config import UserError
+from diversity.config import ConfigError, UserError
 from diversity.cover import cover_then_fill
 from diversity.levels import constant_order
 from diversity.strategies import Inputs, Picks, SelectionConfig
@@ -19,7 +19,8 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     Raises:
         UserError: the size or the level can't be had; the message names the cell.
     """
-    assert cell.level is not None, "expand() gives typed strategies a level"
+    if cell.level is None:
+        raise ConfigError(f"{cell.name}: typed strategies need a level from 0 to 1")
     typed = inputs.typed[cell.strategy]
     try:
         plan = inputs.plan(cell.strategy, cell, config)

@@ -7,7 +7,7 @@ import numpy as np
 from diversity.cell import Cell
 from diversity.fill import fill_by_weight
 from diversity.pool import InfeasibleSize
-from diversity.strategies import Inputs, Picks, SelectionConfig
+from diversity.strategies import Inputs, Picks, SelectionConfig, untyped
 from diversity.strategies.typed import quota_of
 
 
@@ -17,7 +17,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     Under a quota the bins hold what they hold in the typed strategy that `grid.random_quota_from` names.
 
     Raises:
-        InfeasibleSize: the corpus, or a bin of it, has too few samples.
+        InfeasibleSize: a bin of the corpus has too few samples.
     """
     control = inputs.control(cell)
     order = np.argsort(inputs.order(cell), kind="stable")
@@ -30,6 +30,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     else:
         rows = order[: cell.size]
     if not control.by_weight and len(rows) != cell.size:
-        raise InfeasibleSize(f"{cell.name}: the corpus has {len(rows)} samples for it; the largest size is {len(rows)}, the smallest 1")
-    rows = np.sort(rows)
-    return Picks(rows, np.full(len(rows), -1, dtype=np.int32), pool_size=inputs.n)
+        raise InfeasibleSize(
+            f"{cell.name}: the corpus has {len(rows)} samples for its quotas; the largest size is {len(rows)}, the smallest 1"
+        )
+    return untyped(rows, inputs.n)

@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 import diversity.json_rows as json_rows
 import diversity.readers as readers
 from diversity.corpora.files import InputFile, ReadError, content_digest, find_files
+from diversity.corpora.hub import dataset_files
 from diversity.json_rows import Unreadable, document_rows
 from diversity.readers import read_rows, spans
 
@@ -282,3 +284,36 @@ def test_a_digest_follows_the_bytes_and_not_the_name_or_time(tmp_path: Path) -> 
     assert before == content_digest(second, cache) == content_digest(first, cache)
     put(tmp_path, "a.jsonl", b'{"a": 1}\n')
     assert content_digest(first, cache) != before
+
+
+class Hub:
+    """What the hub's client answers for a dataset with two splits."""
+
+    def dataset_info(self, name: str, files_metadata: bool) -> Any:
+        if name != "owner/name":
+            raise OSError("404 Client Error\nRepository Not Found")
+        names = [
+            "README.md",
+            "data/train-00001-of-00002.parquet",
+            "data/train-00000-of-00002.parquet",
+            "data/test.jsonl",
+            "dataset_infos.json",
+        ]
+        siblings = [SimpleNamespace(rfilename=path, size=5) for path in names]
+        return SimpleNamespace(sha="abc123", siblings=siblings)
+
+
+def test_a_hub_dataset_is_its_files_at_a_commit() -> None:
+    train = dataset_files("hf://owner/name:train", Hub())
+    assert [path for _, path, _, _ in train] == [f"datasets/owner/name@abc123/data/train-0000{i}-of-00002.parquet" for i in (0, 1)]
+    assert len(dataset_files("hf://owner/name", Hub())) == 4
+    file = InputFile(*train[0])
+    assert file.shown == "hf://datasets/owner/name@abc123/data/train-00000-of-00002.parquet"
+    assert content_digest(file) != content_digest(InputFile(*train[1]))
+    for uri, told in (
+        ("hf://owner/name:dev", "no data file of a split 'dev'"),
+        ("hf://a/b", "404 Client Error Repository"),
+        ("hf://x", "give a"),
+    ):
+        with pytest.raises(ReadError, match=told):
+            dataset_files(uri, Hub())

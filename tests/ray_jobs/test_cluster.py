@@ -90,6 +90,15 @@ def test_data_tasks_start_cpu_workers_and_training_starts_gpu_workers(prepared: 
     assert started == {"gpu_worker": types["gpu_worker"]["max_workers"]} and len(waiting) == 1
 
 
+def test_all_data_workers_fit_the_cpu_workers(prepared: dict[str, Any]) -> None:
+    """One more would start a GPU node for it: the scheduler avoids that only while there is another place."""
+    types = prepared["available_node_types"]
+    data = types["cpu_worker"]["resources"]["CPU"] * types["cpu_worker"]["max_workers"]
+    assert nodes_for(prepared, [{"CPU": 1}] * data) == ({"cpu_worker": types["cpu_worker"]["max_workers"]}, [])
+    started, _ = nodes_for(prepared, [{"CPU": 1}] * (data + 1))
+    assert started["gpu_worker"] == 1
+
+
 def test_every_driver_of_a_full_cluster_fits_the_head(prepared: dict[str, Any]) -> None:
     """A driver holds 0.1 CPU and 0.01 `driver` (RAY.md), and there is at most one for each GPU."""
     types = prepared["available_node_types"]
@@ -153,5 +162,6 @@ def test_the_documentation_names_the_clusters_full_size(written: dict[str, Any])
     cpus = types["head"]["resources"]["CPU"] + sum(types[w]["resources"]["CPU"] * types[w]["max_workers"] for w in WORKERS)
     gpus = sum(types[w]["resources"]["GPU"] * types[w]["max_workers"] for w in WORKERS)
     documentation = (ROOT / "docs" / "cluster.md").read_text("utf-8")
-    assert f"resources.max_cpus={cpus} resources.max_gpus={gpus}" in documentation
+    data = types["cpu_worker"]["resources"]["CPU"] * types["cpu_worker"]["max_workers"]
+    assert f"resources.data_workers={data} resources.max_cpus={cpus} resources.max_gpus={gpus}" in documentation
     assert written["docker"]["image"] in documentation

@@ -48,7 +48,7 @@ def submit(head: Head, *arguments: object, **changes: str | None) -> CompletedPr
     options = ["--working-dir", ".", "--runtime-env", "ray_jobs/configs/runtime_env.yaml", "--log-color", "false"]
     deadline = time.monotonic() + 60
     while True:
-        done = head.run(RAY, "job", "submit", *options, "--", *entrypoint, timeout=240, **changes)
+        done = head.run(RAY, "job", "submit", *options, "--", *entrypoint, timeout=300, **changes)
         if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
             return done
         time.sleep(1)

@@ -1,0 +1,143 @@
+"""From a file to sealed datasets: what is sealed is skipped, a killed run is resumed with the same content, an edited file is new work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diversity.artifact import Storage
+from ray_jobs.runtime import main
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = "stages=[ingest,heldout,profile_corpus,build_datasets]"
+SUBJECTS = {
+    "planets": ["orbit", "moon", "gravity", "ring", "telescope", "crater", "comet", "star", "atmosphere", "dust"],
+    "bread": ["flour", "yeast", "oven", "dough", "crust", "salt", "knead", "butter", "loaf", "rise"],
+    "law": ["court", "judge", "appeal", "contract", "witness", "verdict", "statute", "clause", "tort", "plea"],
+    "music": ["violin", "tempo", "chord", "melody", "drum", "rhythm", "scale", "opera", "tenor", "bass"],
+}
+
+
+def write_corpus(path: Path, n: int = 900) -> None:
+    """Write rows about a few subjects, with a long tail of names, so that topics, tags and tokens all have something to find."""
+    rng = np.random.default_rng(0)
+    names = np.array([f"{a}{b}" for a in ("Tar", "Bel", "Mor", "Kin", "Vas", "Ola") for b in ("dane", "wick", "mont", "grove", "lund")])
+    with path.open("w") as out:
+        for i in range(n):
+            subject = list(SUBJECTS)[i % len(SUBJECTS)]
+            words = rng.choice(SUBJECTS[subject], size=rng.integers(4, 12))
+            name = names[min(len(names) - 1, rng.geometric(0.12))]
+            instruction = f"What does {name} number {i} know about {subject} and the {words[0]}?"
+            response = f"{name} knows the {' and the '.join(words)} of {subject}, {i % 97} in all."
+            out.write(json.dumps({"instruction": instruction, "response": response, "source": subject}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_corpus(folder / "rows.jsonl")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+experiment: small
+storage: {folder}/runs
+{STAGES.replace("=", ": ")}
+corpus: {{paths: ["{folder}/rows.jsonl"]}}
+profile: {{band: {{low: 10, high: 500, scaled: true}}, topics: {{min_topics: 2}}}}
+grid:
+  strategies: [instruction-macro, instruction-meso, instruction-micro, response-macro, response-meso, response-micro,
+               response-micro@word, random, longest]
+  sizes: [60]
+  levels: 3
+  subset_seeds: [0, 1]
+"""
+    )
+    return path
+
+
+def entries(storage: Path) -> dict:
+    return json.loads((storage / "experiments/small/index.json").read_text())["artifacts"]
+
+
+def contents(storage: Path) -> dict[str, tuple]:
+    """Return what every dataset holds, by cell."""
+    found = {}
+    for cell, path in entries(storage)["datasets"].items():
+        artifact = Storage(str(storage)).at(path)
+        table = artifact.read(columns=["sample_id", "chosen_for"])
+        found[cell] = (table.column("sample_id").to_pylist(), table.column("chosen_for").to_pylist(), artifact.manifest["coverage"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, ray_local: None) -> Path:
+    """Run the stages once, undisturbed, and return the storage."""
+    assert main("pipeline", [str(config)]) == 0
+    return config.parent / "runs"
+
+
+def test_every_dataset_has_its_exact_size_and_coverage(whole: Path) -> None:
+    datasets = entries(whole)["datasets"]
+    assert len(datasets) == 7 * 3 * 2 + 2 * 2
+    for cell, path in datasets.items():
+        manifest = Storage(str(whole)).at(path).manifest
+        assert manifest["samples"] == 60 and manifest["cell"]["size"] == 60
+        if "target" in manifest:
+            typing, target = manifest["cell"]["strategy"], manifest["target"]
+            assert manifest["coverage"][typing] == pytest.approx(target["k_realised"] / target["M"]), cell
+    assert set(entries(whole)["metrics"]) == set(datasets)
+
+
+def test_levels_nest_and_seeds_differ(whole: Path) -> None:
+    storage, found = Storage(str(whole)), contents(whole)
+    peel = storage.at(entries(whole)["peel"]["response-micro"]).read()
+    assert sorted(peel.column("position").to_pylist()) == list(range(1, len(peel) + 1))
+    for strategy in ("response-micro", "instruction-meso"):
+        ks = [storage.at(entries(whole)["datasets"][f"{strategy}_n60_l{label}_s0"]).manifest["target"]["k_realised"] for label in ("000", "050", "100")]
+        assert ks == sorted(ks)
+    assert found["random_n60_s0"] != found["random_n60_s1"]
+
+
+def test_the_same_command_again_makes_nothing(whole: Path, config: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")}
+    assert main("pipeline", [str(config)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")} == files
+
+
+def test_an_edited_file_gives_new_artifacts(whole: Path, config: Path, tmp_path: Path) -> None:
+    edited = tmp_path / "rows.jsonl"
+    lines = (config.parent / "rows.jsonl").read_text().splitlines(keepends=True)
+    edited.write_text("".join(lines[1:]))
+    before = entries(whole)["corpus"]
+    arguments = [str(config), "experiment=edited", f"corpus.paths=['{edited}']", "stages=[ingest,heldout]"]
+    assert main("pipeline", arguments) == 0
+    after = json.loads((whole / "experiments/edited/index.json").read_text())["artifacts"]["corpus"]
+    assert after != before
+
+
+@pytest.mark.parametrize("moment", ["spans", "written and sealed: "])
+def test_a_killed_run_is_resumed_with_the_same_content(whole: Path, config: Path, tmp_path: Path, moment: str) -> None:
+    """SIGKILL to the whole process group when a stage says how far it is; then the same command in this process."""
+    storage = tmp_path / "runs"
+    arguments = [str(config), f"storage={storage}"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "ray_jobs.pipeline", *arguments]
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stderr is not None
+    deadline = time.monotonic() + 240
+    for line in child.stderr:
+        if moment in line or time.monotonic() > deadline:
+            break
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert "metrics" not in entries(storage), "it was killed before its end"
+    assert main("pipeline", arguments) == 0
+    assert contents(storage) == contents(whole)

@@ -1,0 +1,88 @@
+"""Train on several gloo ranks: processes of their own that run one job after the other and hand back what rank 0 found."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"]
+
+
+def samples(count: int, *, longest: int = 12) -> pa.Table:
+    """Return samples of many lengths, sorted by id."""
+    from diversity.samples import sample_id
+
+    rows = []
+    for i in range(count):
+        answer = " ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(1 + i * 5 % longest))
+        messages = [{"role": "user", "content": f"Say {i} words."}, {"role": "assistant", "content": answer}]
+        rows.append({"sample_id": sample_id(messages), "messages": messages})
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
+
+
+def train(
+    model: Path, sft: dict[str, Any], *, count: int = 24, seed: int = 0, checkpoints: Path | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Train one job on the ranks that there are and return its losses, rows of a step and weights; with checkpoints, resume by them."""
+    from training import checkpoint
+    from training.config import SftConfig
+    from training.sft import Job, fine_tune, prepare_data
+
+    job = Job(model, samples(count), SftConfig(**sft), seed, "cpu")
+    folder = checkpoint.CheckpointFolder(checkpoints, "run") if checkpoints else None
+    trained = fine_tune(job, resume=folder.resume if folder else None, checkpoint=folder.save if folder else None)
+    if out:
+        checkpoint.export(trained.engine, model, out, job.sft)
+    weights = checkpoint.consolidate(trained.engine)
+    steps = prepare_data(job, job.sft.world_size).steps
+    return {
+        "losses": trained.rows["loss"].to_pylist(),
+        "rows": trained.rows.drop_columns("seconds").to_pylist(),
+        "shapes": [(len(step.ranks), len(step.ranks[0])) for step in steps],
+        "weights": {name: tensor.numpy().copy() for name, tensor in (weights or {}).items()},
+    }
+
+
+def on_ranks(world_size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what `train` gives for each of the jobs on so many new processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "jobs").write_bytes(pickle.dumps(jobs))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, __file__, folder, str(rank), str(world_size)],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        errors = [rank.communicate()[1] for rank in ranks]
+        if any(rank.returncode for rank in ranks):
+            raise RuntimeError("\n".join(errors))
+        return pickle.loads(Path(folder, "found").read_bytes())
+
+
+def _main(folder: str, rank: int, world_size: int) -> None:
+    import torch
+
+    from training.engine import prepare_process
+
+    prepare_process("cpu", 1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    found = [train(**job) for job in pickle.loads(Path(folder, "jobs").read_bytes())]
+    if rank == 0:
+        Path(folder, "found").write_bytes(pickle.dumps(found))
+    torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,195 @@
+"""The train loop against plain PyTorch, over ranks and ZeRO stages; what it refuses; and its command line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from diversity.config import UserError
+from tests.training.ranks import ROOT, on_ranks, samples, train
+from training.config import SftConfig, learning_rate
+
+# Rows of 64 tokens and 96 response tokens a step: several rows in every step. The rate is high, so that a wrong gradient shows.
+SFT: dict[str, Any] = {
+    "budget": {"response_tokens": 480},
+    "response_tokens_per_step": 96,
+    "max_length": 64,
+    "lr": 3e-3,
+    "warmup": 0.2,
+    "weight_decay": 0.1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    """Have torch.distributed for this process alone."""
+    from training.engine import prepare_process, process_group
+
+    prepare_process("cpu")
+    with process_group("cpu"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_folder: Path) -> dict[str, Any]:
+    """Return the losses and weights of plain PyTorch: one sample at a time, no packing, no DeepSpeed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from training.engine import adamw
+    from training.sft import Job, prepare_data
+
+    sft = SftConfig(**SFT)
+    data = prepare_data(Job(tiny_folder, samples(24), sft, 0, "cpu"), 1)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).train()
+    optimizer = adamw(model, sft, "cpu")
+    losses = []
+    for step in data.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step.number, len(data.steps), sft)
+        optimizer.zero_grad()
+        total = 0.0
+        for sample in step.samples:
+            ids = torch.from_numpy(data.encoded[sample].input_ids.astype(np.int64))[None]
+            labels = torch.from_numpy(data.encoded[sample].labels.astype(np.int64))[None]
+            logits = model(input_ids=ids).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / step.response_tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(total)
+    return {"losses": losses, "weights": {name: p.detach().numpy() for name, p in model.named_parameters()}}
+
+
+def agree(found: dict[str, Any], wanted: dict[str, Any], tolerance: float, weights: float) -> None:
+    assert found["losses"] == pytest.approx(wanted["losses"], abs=tolerance)
+    for name, array in wanted["weights"].items():
+        key = name if name in found["weights"] else f"base_model.model.{name}"
+        np.testing.assert_allclose(found["weights"][key], array, atol=weights, err_msg=name)
+
+
+def test_one_rank_with_many_rows_is_plain_pytorch(tiny_folder: Path, plain: dict[str, Any]) -> None:
+    found = train(tiny_folder, SFT)
+    assert len(found["losses"]) == 5 and all(ranks == 1 and micro_batches > 2 for ranks, micro_batches in found["shapes"])
+    assert found["losses"][-1] < found["losses"][0] - 0.1
+    agree(found, plain, 1e-6, 1e-5)
+    # Rows, and recomputed activations, change nothing either.
+    agree(train(tiny_folder, {**SFT, "row_tokens": 512, "gradient_checkpointing": True}), plain, 1e-6, 1e-5)
+
+
+def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(tiny_folder: Path, plain: dict[str, Any]) -> None:
+    four = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
+    stages = [{"stage": stage} for stage in range(4)] + [{"stage": 2, "offload_optimizer": True}]
+    two = on_ranks(2, [{"model": tiny_folder, "sft": {**SFT, "world_size": 2, "zero": zero}} for zero in stages])
+    assert {ranks for found in four for ranks, _ in found["shapes"]} == {4}
+    assert max(micro_batches for _, micro_batches in two[0]["shapes"]) >= 2
+    agree(four[0], plain, 1e-6, 1e-5)
+    agree(two[0], plain, 1e-6, 1e-5)
+    for found in two[1:]:
+        agree(found, plain, 2e-6, 2e-5)
+
+
+def test_bf16_follows_fp32(tiny_folder: Path, plain: dict[str, Any]) -> None:
+    for stage in (0, 1):
+        found = train(tiny_folder, {**SFT, "precision": "bf16", "zero": {"stage": stage}})
+        assert found["losses"] == pytest.approx(plain["losses"], abs=2e-2)
+        assert found["losses"] != plain["losses"]
+
+
+def test_adapters_learn_and_nothing_else(tiny_folder: Path) -> None:
+    sft = {**SFT, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "lr": 3e-2}
+    found, again = train(tiny_folder, sft), train(tiny_folder, sft)
+    assert found["losses"] == again["losses"] and found["losses"][-1] < found["losses"][0]
+    assert found["losses"] != train(tiny_folder, sft, seed=1)["losses"]
+
+
+def test_seeds_order_the_data(tiny_folder: Path) -> None:
+    few = {**SFT, "budget": {"epochs": 0.5}}
+    first, second = train(tiny_folder, few), train(tiny_folder, few, seed=1)
+    assert first["losses"] != second["losses"]
+    assert first["losses"] == train(tiny_folder, few)["losses"]
+
+
+def test_a_loss_that_is_no_number_names_step_and_samples(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import sft
+
+    data = []
+    prepare = sft.prepare_data
+    monkeypatch.setattr(sft, "prepare_data", lambda *given: data.append(prepare(*given)) or data[0])
+    with pytest.raises(sft.NonFiniteLoss) as stopped:
+        train(tiny_folder, {**SFT, "lr": 1e30, "clip": None})
+    step = next(number for number in itertools.count() if f"step {number} " in str(stopped.value))
+    assert step >= 1 and all(data[0].sample_ids[i] in str(stopped.value) for i in data[0].steps[step].samples[:20])
+
+
+def test_what_cannot_be_trained_is_refused(tiny_folder: Path) -> None:
+    from training.sft import Job, fine_tune
+    from training.zero import DoesNotFit
+
+    with pytest.raises(UserError, match="none of 24 samples fits sft.max_length=8"):
+        train(tiny_folder, {**SFT, "max_length": 8})
+    with pytest.raises(UserError, match="sft.world_size=2, and there are 1 ranks"):
+        train(tiny_folder, {**SFT, "world_size": 2})
+    with pytest.raises(DoesNotFit, match="this run does not fit"):
+        fine_tune(Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu"), memory=(1000, None))
+
+
+def test_overlong_samples_are_counted(tiny_folder: Path) -> None:
+    from training.sft import Job, prepare_data
+
+    table = samples(24, longest=40)
+    cut = prepare_data(Job(tiny_folder, table, SftConfig(**SFT), 0, "cpu"), 1)
+    dropped = prepare_data(Job(tiny_folder, table, SftConfig(**SFT, overlong="drop"), 0, "cpu"), 1)
+    assert cut.counts["truncated"] == dropped.counts["dropped"] > 0
+    assert cut.counts["samples"] == 24 and dropped.counts["samples"] == 24 - dropped.counts["dropped"]
+    assert max(len(sample) for sample in cut.encoded) == 64
+
+
+def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    pq.write_table(samples(24), tmp_path / "data.parquet")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "training.sft"]
+    settings = ["budget={response_tokens: 192}", "response_tokens_per_step=96", "max_length=64", "zero.stage=2", "checkpoint_every=1"]
+    done = subprocess.run(
+        [
+            *torchrun,
+            str(tmp_path / "data.parquet"),
+            "--out",
+            str(tmp_path / "out"),
+            "--model",
+            str(tiny_folder),
+            "--threads",
+            "1",
+            *settings,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["steps"] == pq.read_table(tmp_path / "out" / "train.parquet").num_rows == 2
+    assert "loss" in done.stderr and "tokens/s" in done.stderr
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "hf").num_parameters() > 0
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_the_command_line_tells_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from training.sft import main
+
+    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]) == 1
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "lr=-1"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "lr: Input should be greater than 0" in errors[1]
