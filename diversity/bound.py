@@ -1,10 +1,11 @@
 """A proof that no cover fits, for a whole range of k at once, so that the downward scan for k_max can skip what it would only refute.
 
-For prices y >= 0 on types, any cover of K_k that fits the quota q gathers at least sum_{t in K_k} y_t, as each type is met. But rows can
-gather at most sum_b [q_b z_b + sum_{i in b} max(0, s_i - z_b w_i)] for any z >= 0, where s_i = sum_{t in S_i} y_t and each row is taken
-at most once (weak duality). Where the first exceeds the second, k is refuted; a smaller k has fewer rows with smaller s_i, so that the same
-sum refutes each smaller k whose own prices still exceed it. Prices are integers, so a refutation is exact; how good they are (they are
-improved by multiplicative updates) decides only how much is skipped.
+For prices y >= 0 on types, any cover of K_k that fits the quota q gathers at least sum_{t in K_k} y_t, as each type is met.
+But rows can gather at most sum_b [q_b z_b + sum_{i in b} max(0, s_i - z_b w_i)] for any z >= 0, where s_i = sum_{t in S_i}
+y_t and each row is taken at most once (weak duality). Where the first exceeds the second, k is refuted; a smaller k has
+fewer rows with smaller s_i, so that the same sum refutes each smaller k whose own prices still exceed it. Prices are
+integers, so a refutation is exact; how good they are (they are improved by multiplicative updates) decides only how much is
+skipped.
 """
 
 from __future__ import annotations

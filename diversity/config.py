@@ -76,7 +76,9 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
     path = [part for part in fault["loc"] if isinstance(part, (str, int))]
     field = ".".join(str(part) for part in path)
     if fault["type"] != "extra_forbidden":
-        return f"{field or 'config'}: {fault['msg']} (got {_short(fault.get('input'))})"
+        message = fault["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(fault.get("input"), (Mapping, BaseModel)) else f" (got {_short(fault.get('input'))})"
+        return f"{field}: {message}{got}" if field else message + got
     owner: type[BaseModel] | None = model
     for part in path[:-1]:
         owner = _submodel(owner, str(part)) if owner else None

@@ -1,8 +1,8 @@
 """Controls: what is held fixed across levels beside the size, as weights, bins and quotas that the samplers respect.
 
-Every control says the same three things, so that the samplers know none of them by name: how much of the budget a sample takes (`weights`),
-which bin it belongs to (`bins`), and how much of each bin a dataset holds (`quota`). `length-window` is a corpus of its own and, seen
-from here, the same as `none`.
+Every control says the same three things, so that the samplers know none of them by name: how much of the budget a sample
+takes (`weights`), which bin it belongs to (`bins`), and how much of each bin a dataset holds (`quota`). `length-window` is a
+corpus of its own and, seen from here, the same as `none`.
 """
 
 from __future__ import annotations

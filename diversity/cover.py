@@ -1,9 +1,10 @@
 """Coverage-keeping sampling to an exact size (Algorithm 2): first every kept type once, then the least represented type again and again.
 
-Phase A takes, for the types from the rarest to the commonest, the first sample of a type that nothing chosen has yet; where that needs more
-than the budget, the greedy set cover is tried (at most H(max types of a sample) times the optimum). Phase B takes the next sample of the
-type that fewest chosen samples have: for disjoint types that is water-filling, the unique max-min allocation. Candidates stand in the order
-of their priorities from the start, so "first" and "next" settle every tie, and all loops run over integers.
+Phase A takes, for the types from the rarest to the commonest, the first sample of a type that nothing chosen has yet; where
+that needs more than the budget, the greedy set cover is tried (at most H(max types of a sample) times the optimum). Phase B
+takes the next sample of the type that fewest chosen samples have: for disjoint types that is water-filling, the unique max-
+min allocation. Candidates stand in the order of their priorities from the start, so "first" and "next" settle every tie, and
+all loops run over integers.
 """
 
 from __future__ import annotations
@@ -222,9 +223,7 @@ def _worth(gain: int, left: np.ndarray, quota: np.ndarray, b: int) -> int:
 
 
 @njit(cache=True)
-def _close_full(
-    pool: Pool, k: int, left: np.ndarray, closed: np.ndarray, choices: np.ndarray, waiting: np.ndarray
-) -> bool:
+def _close_full(pool: Pool, k: int, left: np.ndarray, closed: np.ndarray, choices: np.ndarray, waiting: np.ndarray) -> bool:
     """Take the candidates of bins that became full off the choices of their types; return whether all waiting types have choices."""
     for c in range(len(pool.rows)):
         b = pool.bin[c]

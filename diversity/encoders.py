@@ -150,8 +150,7 @@ class TiktokenEncoder:
             self._encoding = tiktoken.get_encoding(name)
         except Exception as error:  # requests, hashes and files fail in as many ways
             raise ConfigError(
-                f"unit {name!r}: tiktoken can't load it ({type(error).__name__}); "
-                "set TIKTOKEN_CACHE_DIR to a folder that holds it"
+                f"unit {name!r}: tiktoken can't load it ({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds it"
             ) from error
         self.size = self._encoding.max_token_value + 1
 
@@ -164,9 +163,7 @@ class TiktokenEncoder:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # the regex ran out of stack on a long run of white space: stated cuts, so still one result
             cuts = range(0, len(text), _CUT)
-            return np.concatenate(
-                [self._encoding.encode_to_numpy(text[i : i + _CUT], disallowed_special=()) for i in cuts]
-            )
+            return np.concatenate([self._encoding.encode_to_numpy(text[i : i + _CUT], disallowed_special=()) for i in cuts])
 
     def contents(self) -> list[bytes]:
         """Return the bytes of each id; ids of special tokens and gaps get empty bytes."""

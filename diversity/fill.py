@@ -46,6 +46,19 @@ def fill(
     return _fill_concave(pool, k, left, *start, stop, steps)
 
 
+def greedy_fill(pool: Pool, k: int, size: int, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (candidates, chosen_for) of lazy greedy from nothing, at most `size` of them.
+
+    Args:
+        pool: candidates.
+        k: types kept.
+        size: at most this many.
+        steps: `(m+1,) int64`, what the (j+1)-th sample of a type adds, falling in j.
+    """
+    nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
+    return _fill_concave(pool, k, np.array([size], dtype=np.int64), *nothing, False, steps)
+
+
 def fill_by_weight(weights: np.ndarray, budget: int) -> np.ndarray:
     """Return the places taken of samples in order: up to the last that fits, then the last swapped for the one that leaves the least gap.
 

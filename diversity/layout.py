@@ -28,9 +28,7 @@ DIMENSIONS = 5  # a constant, so that the inner loops unroll
 _BANDWIDTH_STEPS, _BANDWIDTH_TOLERANCE, _MIN_SCALE = 64, 1e-5, 1e-3
 
 
-def layout(
-    neighbours: np.ndarray, distances: np.ndarray, start: np.ndarray, *, epochs: int = 200, seed: int = 0
-) -> np.ndarray:
+def layout(neighbours: np.ndarray, distances: np.ndarray, start: np.ndarray, *, epochs: int = 200, seed: int = 0) -> np.ndarray:
     """Return (n, 5) float32 positions in which neighbours lie together.
 
     Args:

@@ -1,9 +1,10 @@
 """Levels: from fractions in [0, 1] to numbers of kept types, for every size, from one pruning.
 
-k(f) = round(k_min + f (k_max - k_min)), exactly (halves to even), then down to the next k that is admissible and whose cover fits.
-k_min is the smallest admissible k whose pool holds rho times the budget and whose cover fits it; k_max is the largest admissible k whose
-cover fits. Covers are not monotone in k, so both are found by scans; whether a cover fits is asked with a constant order of the samples,
-so that K_k never depends on a subset seed. That 0 is the feasible minimum and 1 all types is our decision; the paper's mapping is unknown.
+k(f) = round(k_min + f (k_max - k_min)), exactly (halves to even), then down to the next k that is admissible and whose cover
+fits. k_min is the smallest admissible k whose pool holds rho times the budget and whose cover fits it; k_max is the largest
+admissible k whose cover fits. Covers are not monotone in k, so both are found by scans; whether a cover fits is asked with a
+constant order of the samples, so that K_k never depends on a subset seed. That 0 is the feasible minimum and 1 all types is
+our decision; the paper's mapping is unknown.
 """
 
 from __future__ import annotations
@@ -231,9 +232,7 @@ def constant_order(sample_keys: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def _recount(
-    counts: np.ndarray, indptr: np.ndarray, indices: np.ndarray, by_birth: np.ndarray, before: int, after: int
-) -> None:
+def _recount(counts: np.ndarray, indptr: np.ndarray, indices: np.ndarray, by_birth: np.ndarray, before: int, after: int) -> None:
     """Bring the type counts from the first `before` candidates by birth to the first `after`."""
     step = 1 if after > before else -1
     for c in by_birth[min(before, after) : max(before, after)]:

@@ -20,10 +20,10 @@ from diversity.config import ConfigError
 from diversity.dataset import DATASET_SCHEMA
 from diversity.embedders import EmbedderConfig, embed
 from diversity.incidence import Incidence
-from diversity.keys import content_priorities, priorities, sample_keys
-from diversity.peel import TypedInputs, prune
+from diversity.keys import sample_keys
+from diversity.peel import TypedInputs
 from diversity.samples import Rejection, Sample, samples_table, to_sample
-from diversity.strategies import Inputs, SelectionConfig, select
+from diversity.strategies import Inputs, SelectionConfig, prune_typing, select
 from diversity.taggers import TaggerConfig
 from diversity.tags import tags
 from diversity.tokens import BandConfig, micro
@@ -114,13 +114,5 @@ def choose(
 
 def _pruned(found: Typed, keys: np.ndarray, selection: SelectionConfig) -> TypedInputs:
     incidence = Incidence.from_lists(found.data.column("types"), found.types.num_rows)
-    tie = content_priorities(found.types.column("content").to_pylist())
-    pruning = prune(
-        incidence,
-        tie,
-        priorities(keys, 0, "peel"),
-        algorithm=selection.algorithm,
-        type_order=selection.type_order,
-        closure=selection.closure,
-    )
-    return TypedInputs(incidence, tie, pruning.position, pruning.birth)
+    contents = found.types.column("content").to_pylist()
+    return prune_typing(found.typing, incidence, contents, keys, selection)

@@ -98,9 +98,7 @@ class TagCounter:
         return pa.Table.from_arrays(columns, names=RAW_SCHEMA.names).cast(RAW_SCHEMA)
 
 
-def tags(
-    table: pa.Table, typing: str, config: TaggerConfig | None = None, embedder: EmbedderConfig | None = None
-) -> Typed:
+def tags(table: pa.Table, typing: str, config: TaggerConfig | None = None, embedder: EmbedderConfig | None = None) -> Typed:
     """Return a meso typing of a table of samples, in this process.
 
     Args:

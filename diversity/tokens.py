@@ -31,9 +31,7 @@ CHECKED = 500  # texts on which a tokenizer's fast path is compared with the slo
 COUNTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("tokens", pa.int32()), ("ids", TYPES), ("counts", TYPES)])
 MICRO_SCHEMA = DATA_SCHEMA.append(pa.field("tokens", pa.int32()))
 MICRO_TYPES_SCHEMA = TYPES_SCHEMA.append(pa.field("token_id", pa.int32())).append(pa.field("tf", pa.int64()))
-VOCABULARY_SCHEMA = pa.schema(
-    [("content", pa.binary()), ("label", pa.string()), ("df", pa.int64()), ("tf", pa.int64())]
-)
+VOCABULARY_SCHEMA = pa.schema([("content", pa.binary()), ("label", pa.string()), ("df", pa.int64()), ("tf", pa.int64())])
 
 
 class BandConfig(Config):

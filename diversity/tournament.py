@@ -2,7 +2,8 @@
 
 Leaves are laid out in the order of the tie rule, so "leftmost" settles ties exactly and values stay plain counts. Sixteen
 children to a node keep a tree of 60,000 leaves four levels deep, and a lowered leaf usually stops at its first parent. Numba
-functions over one flat array: level 0 (the leaves, padded with `GONE`) first, the root last; `offsets[l]` is where level l starts.
+functions over one flat array: level 0 (the leaves, padded with `GONE`) first, the root last; `offsets[l]` is where level l
+starts.
 """
 
 from __future__ import annotations

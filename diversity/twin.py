@@ -55,9 +55,7 @@ def mergeable_ranks(spec: dict[str, Any]) -> dict[bytes, int]:
     model = spec["model"]
     if not is_byte_level(spec):
         raise Inexact("no byte-level BPE")
-    odd = [
-        key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(key)
-    ]
+    odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(key)]
     if odd:
         raise Inexact(f"it has {odd[0]}")
     vocab: dict[str, int] = model["vocab"]

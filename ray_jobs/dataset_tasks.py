@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diversity import dataset
+from diversity import dataset, strategies
 from diversity.artifact import Artifact
 from diversity.cell import SIDES, Cell, GridConfig, typing_parts
 from diversity.dataset import Choice, Corpus, id_array
 from diversity.encoders import load_encoder
 from diversity.incidence import Incidence, Typing, assign_nearest
-from diversity.keys import content_priorities, priorities, sample_keys
+from diversity.keys import content_priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure
-from diversity.peel import TypedInputs, prune
-from diversity.strategies import Inputs, Picks, SelectionConfig, select
+from diversity.peel import TypedInputs
+from diversity.strategies import Inputs, Picks, SelectionConfig, closure_of, select
 from ray_jobs.runtime import cache_folder
 from training.model_source import resolve_model
 
@@ -95,35 +95,27 @@ def embedding_matrix(artifact: Artifact) -> np.ndarray:
 
 def prune_typing(typing: Typing, samples: Samples, selection: SelectionConfig, peel: Artifact) -> TypedInputs:
     """Return a pruned typing, out of its sealed artifact, or computed and sealed now."""
-    tie = content_priorities(typing.content)
     if peel.sealed:
         position = peel.read(columns=["position"]).column("position").to_numpy()
         birth = peel.read("births").column("birth").to_numpy()
-        return TypedInputs(typing.incidence, tie, position, birth)
-    pruning = prune(
-        typing.incidence,
-        tie,
-        priorities(samples.keys, 0, "peel"),
-        algorithm=selection.algorithm,
-        type_order=selection.type_order,
-        closure=selection.closure,
-    )
+        return TypedInputs(typing.incidence, content_priorities(typing.content), position, birth)
+    pruned = strategies.prune_typing(typing.name, typing.incidence, typing.content, samples.keys, selection)
     rows = {
         "type": pa.array(np.arange(typing.incidence.n_types), pa.int32()),
         "content": pa.array(typing.content, pa.binary()),
-        "position": pa.array(pruning.position, pa.int32()),
+        "position": pa.array(pruned.position, pa.int32()),
         "label": pa.array(typing.label, pa.string()),
         "df": pa.array(typing.incidence.df(), pa.int64()),
     }
     peel.begin().write(pa.table(rows))
-    peel.write(pa.table({"birth": pa.array(pruning.birth, pa.int32())}), "births/part-00000.parquet")
+    peel.write(pa.table({"birth": pa.array(pruned.birth, pa.int32())}), "births/part-00000.parquet")
     peel.seal({"typing": typing.name, "M": typing.incidence.n_types, "nnz": typing.incidence.nnz, "algorithm": selection.algorithm})
     logger.info("%s: %d types pruned (%d incidences)", typing.name, typing.incidence.n_types, typing.incidence.nnz)
-    return TypedInputs(typing.incidence, tie, pruning.position, pruning.birth)
+    return pruned
 
 
-def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: Sequence[str], *pruned: TypedInputs) -> list[Picks]:
-    """Return the picks of the cells, whose strategies need no other typings than those given."""
+def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: Sequence[str], *pruned: TypedInputs) -> list[Picks] | Picks:
+    """Return the picks of the cells, whose strategies need no other typings than those given; of one cell bare, as a task with one return."""
     inputs = Inputs(
         sample_keys=samples.keys,
         tokens=samples.tokens,
@@ -132,7 +124,8 @@ def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: S
         typed=dict(zip(typings, pruned, strict=True)),
         grid=sources.grid,
     )
-    return [select(inputs, cell, sources.selection) for cell in cells]
+    picks = [select(inputs, cell, sources.selection) for cell in cells]
+    return picks if len(picks) > 1 else picks[0]
 
 
 def write_and_seal(
@@ -152,7 +145,7 @@ def write_and_seal(
     chosen = {a.begin(): Choice(p.rows, p.chosen_for) for a, p in zip(artifacts, picks, strict=True)}
     dataset.write(sources.corpus, chosen)
     for cell, artifact, pick in zip(cells, artifacts, picks, strict=True):
-        found = dataset.check(artifact.read(), cell, corpus, pick.kept, closure=sources.selection.closure)
+        found = dataset.check(artifact.read(), cell, corpus, pick.kept, closure=closure_of(cell.strategy, sources.selection))
         artifact.seal({**found, "pool_size": pick.pool_size, **({"target": pick.target} if pick.target else {})})
     return [cell.name for cell in cells]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from diversity.cell import TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
+from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
 from diversity.config import Config, ConfigError, near_matches, parse
 from diversity.embedders import EmbedderConfig
 from diversity.samples import CorpusConfig
@@ -115,9 +115,10 @@ class Experiment(Config):
 
     @property
     def typings(self) -> list[str]:
-        """Return every typing that coverage is measured on or that a strategy of the grid dials, each once."""
+        """Return every typing that is made: those that coverage is measured on, those that the grid dials, and both of the model's own
+        tokens, which lengths are counted in."""
         dialled = [strategy for strategy in self.grid.strategies if is_typing(strategy)]
-        return list(dict.fromkeys([*self.profile.typings, *dialled]))
+        return list(dict.fromkeys([*self.profile.typings, *dialled, *(f"{side}-micro" for side in SIDES)]))
 
 
 def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -> Experiment:

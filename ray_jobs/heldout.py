@@ -130,6 +130,7 @@ def run(context: Context) -> None:
     if stage.corpus.sealed and stage.artifact.sealed:
         logger.info("heldout: %s is sealed already", stage.artifact.path)
     else:
+        context.require(ingested_artifact(context), "ingest")
         context.connect()
         taken = _take_out(stage) if stage.config.in_ else SAMPLE_SCHEMA.empty_table()
         if not stage.artifact.sealed:

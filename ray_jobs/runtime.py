@@ -54,6 +54,8 @@ def configure_process() -> None:
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+    # It asks for the dashboard, which a Ray of one process does not start, and warns every second that it got no answer.
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"sft-diversity-numba-{os.getuid()}"))
 
 

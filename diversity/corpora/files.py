@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 BUILTIN = {"python-docs": "diversity.corpora.python_docs:PythonDocs"}
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json"})  # what `datasets` writes beside its data
 PACKED_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
@@ -97,7 +98,8 @@ def suffixes_of(name: str) -> tuple[str, str]:
 def find_files(paths: Sequence[str]) -> list[InputFile]:
     """Return the files that the paths name, sorted by URI, each once.
 
-    A folder gives every file below it whose suffix is known; the others are named in the log. Hidden files (`.x`, `_SUCCESS`) are no data.
+    A folder gives every file below it whose suffix is known; the others are named in the log. Hidden files (`.x`, `_SUCCESS`) and
+    descriptions of data sets are no data.
 
     Raises:
         ReadError: a path that isn't there or holds nothing to read, or a file of an unknown kind; or no paths at all.
@@ -173,7 +175,8 @@ def _folder(filesystem: pafs.FileSystem, base: str, root: str, path: str, patter
     files, ignored = [], []
     for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True)):
         below = info.path.removeprefix(base).lstrip("/")
-        hidden = any(part.startswith((".", "_")) for part in below.split("/"))
+        parts = below.split("/")
+        hidden = parts[-1] in DESCRIPTIONS or any(part.startswith((".", "_")) for part in parts)
         if info.type != pafs.FileType.File or hidden or (pattern and not pattern.fullmatch(info.path)):
             continue
         if suffixes_of(info.path)[0]:

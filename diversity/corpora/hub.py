@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from diversity.config import load
-from diversity.corpora.files import ReadError, suffixes_of
+from diversity.corpora.files import DESCRIPTIONS, ReadError, suffixes_of
 
 NAME = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+?)(?::([\w.-]+))?")
 
@@ -30,6 +30,7 @@ def dataset_files(uri: str, api: Any = None) -> list[tuple[str, str, int, str]]:
     except Exception as error:  # the hub's client raises errors of several HTTP libraries
         raise ReadError(f"{uri}: the hub doesn't give it: {' '.join(str(error).split())[:300]}") from None
     files = [(file.rfilename, file.size or 0) for file in info.siblings if suffixes_of(file.rfilename)[0]]
+    files = [(path, size) for path, size in files if path.rpartition("/")[2] not in DESCRIPTIONS]
     if split is not None:
         part = re.compile(rf"(?:^|[/_.-]){re.escape(split)}(?:[/_.-]|$)")
         files = [(path, size) for path, size in files if part.search(path)]

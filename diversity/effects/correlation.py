@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,15 +62,12 @@ def correlation(
         raise ValueError(f"a correlation needs columns of one length, at least 2; got {[len(c) for c in columns]}")
     data = np.stack(columns)
     n = data.shape[1]
-    estimate = float(_correlate(data[None], kind)[0])
+    estimate = float(_correlate(data, np.ones((1, n)), kind)[0])
     if not bootstraps:
         return Correlation(estimate, float("nan"), float("nan"), n)
     if generator is None:
         raise ValueError("bootstraps need a generator")
-    drawn = []
-    for start in range(0, bootstraps, 64):
-        rows = generator.integers(n, size=(min(64, bootstraps - start), n))
-        drawn.append(_correlate(np.moveaxis(data[:, rows], 0, 1), kind))
+    drawn = [_correlate(data, weights, kind) for weights in _resamples(n, bootstraps, generator)]
     usable = np.concatenate(drawn)
     usable = usable[np.isfinite(usable)]
     if len(usable) < 2:
@@ -78,24 +76,50 @@ def correlation(
     return Correlation(estimate, float(low), float(high), n)
 
 
-def _correlate(data: Floats, kind: Kind) -> Floats:
-    """Return for each of (b, variables, n) the correlation of the first two variables given the others."""
-    if kind == "spearman":
-        from scipy import stats
+def _resamples(n: int, bootstraps: int, generator: np.random.Generator) -> Iterator[Floats]:
+    """Yield blocks of (b, n) weights: how often each point is drawn in each resample. Sums over points are then matrix products."""
+    size = max(1, min(bootstraps, 2_000_000 // n))
+    for start in range(0, bootstraps, size):
+        count = min(size, bootstraps - start)
+        drawn = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
-        data = stats.rankdata(data, axis=2)
-    away = data - data.mean(axis=2, keepdims=True)
-    length = np.sqrt(np.einsum("bvn,bvn->bv", away, away))
-    scale = np.abs(data).max(axis=2) * np.sqrt(data.shape[2])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        away = np.where((length > 1e-12 * scale)[..., None], away / length[..., None], np.nan)
-    matrix = away @ away.swapaxes(1, 2)
-    if data.shape[1] == 2:
-        return np.clip(matrix[:, 0, 1], -1, 1)
-    result = np.full(len(data), np.nan)
-    usable = np.isfinite(matrix).all(axis=(1, 2))
-    result[usable] = _partial(matrix[usable])
+
+def _correlate(data: Floats, weights: Floats, kind: Kind) -> Floats:
+    """Return the correlation of the first two of (variables, n) given the others, under each of (b, n) weights of the points."""
+    if kind == "spearman":
+        ranks = np.stack([_ranks(values, weights) for values in data])
+        away = ranks - (weights.sum(axis=1)[:, None] + 1) / 2  # the mean rank
+        matrix = np.stack([[np.einsum("bn,bn,bn->b", weights, a, b) for b in away] for a in away])
+        matrix = np.moveaxis(matrix, 2, 0)
+        scale = np.full(matrix.shape[:2], float(data.shape[1]) ** 3)
+    else:
+        away = data - data.mean(axis=1, keepdims=True)
+        products = np.stack([a * b for a in away for b in away], axis=1)
+        sums, total = weights @ away.T, weights.sum(axis=1)
+        matrix = (weights @ products).reshape(len(weights), len(data), len(data)) - sums[:, :, None] * sums[:, None, :] / total[
+            :, None, None
+        ]
+        scale = np.broadcast_to((data**2).sum(axis=1), matrix.shape[:2])
+    spread = np.diagonal(matrix, axis1=1, axis2=2)
+    usable = (spread > 1e-12 * scale).all(axis=1)
+    result = np.full(len(weights), np.nan)
+    length = np.sqrt(spread[usable])
+    matrix = matrix[usable] / (length[:, :, None] * length[:, None, :])
+    result[usable] = np.clip(matrix[:, 0, 1], -1, 1) if len(data) == 2 else _partial(matrix)
     return result
+
+
+def _ranks(values: Floats, weights: Floats) -> Floats:
+    """Return (b, n) ranks of the points when each stands as often as its weight says; ties get their mean rank."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+    groups = np.add.reduceat(weights[:, order], starts, axis=1)
+    middle = np.cumsum(groups, axis=1) - (groups - 1) / 2
+    ranks = np.empty_like(weights)
+    ranks[:, order] = np.repeat(middle, np.diff(np.append(starts, len(values))), axis=1)
+    return ranks
 
 
 def _partial(matrices: Floats) -> Floats:

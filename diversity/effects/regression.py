@@ -178,15 +178,14 @@ def permutation_p(x: ArrayLike, y: ArrayLike, generator: np.random.Generator, gr
     others = _others(len(x), groups, None)
     free_x = _residuals(others, x)
     labels = np.zeros(len(x), np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    blocks = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    place = np.argsort(labels, kind="stable")
     free_y = _residuals(others, y)
     observed, extreme = abs(float(free_x @ free_y)), 0
-    for start in range(0, draws, 1000):
-        count = min(1000, draws - start)
-        shuffled = np.empty((count, len(x)))
-        for block in blocks:
-            shuffled[:, block] = generator.permuted(np.broadcast_to(free_y[block], (count, len(block))), axis=1)
-        extreme += int(np.count_nonzero(np.abs(shuffled @ free_x) >= observed * (1 - 1e-12)))
+    size = max(1, 2_000_000 // len(x))
+    for start in range(0, draws, size):
+        keys = generator.random((min(size, draws - start), len(x))) + labels  # ascending keys keep the groups together
+        shuffled = free_y[np.argsort(keys, axis=1)]
+        extreme += int(np.count_nonzero(np.abs(shuffled @ free_x[place]) >= observed * (1 - 1e-12)))
     return (1 + extreme) / (1 + draws)
 
 

@@ -109,9 +109,7 @@ def _checked_file(recorded: tuple[str, str]) -> bytes:
     """Return the bytes of a file of the package, or raise ConfigError where they aren't the recorded ones."""
     spec = importlib.util.find_spec("wordllama")  # found, not imported: its import configures logging
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "embedder static needs the package wordllama: pip install wordllama, or name another embedder"
-        )
+        raise ConfigError("embedder static needs the package wordllama: pip install wordllama, or name another embedder")
     name, expected = recorded
     path = Path(spec.submodule_search_locations[0]) / name
     if not path.exists():

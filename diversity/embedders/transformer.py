@@ -76,10 +76,8 @@ class TransformerEmbedder:
             mask[i, : len(row)] = 1
         padded, mask = padded.to(self._device), mask.to(self._device)
         hidden = self._model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
-        if self._pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        pooled = hidden[:, 0] if self._pooling == "cls" else mean
         return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
 
 

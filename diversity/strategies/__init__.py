@@ -1,7 +1,7 @@
 """How samples are chosen. A strategy is a function (inputs, cell, config) -> Picks in a file of its own, named in one dict.
 
-Every strategy gives exactly the size asked for, no row twice, and the same rows for any order of the corpus: every order and every tie
-goes by keyed hashes of sample ids. The six typed strategies, with or without `@unit`, share one function.
+Every strategy gives exactly the size asked for, no row twice, and the same rows for any order of the corpus: every order and
+every tie goes by keyed hashes of sample ids. The six typed strategies, with or without `@unit`, share one function.
 """
 
 from __future__ import annotations

@@ -277,6 +277,18 @@ def test_partial_correlation_is_that_of_the_residuals():
     assert np.isnan(correlation(given[:, 0], y, given=given[:, 0]).estimate)
 
 
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+@pytest.mark.parametrize("fixed", [None, "one"])
+def test_bootstrap_is_that_of_resampled_rows(kind, fixed):
+    generator = np.random.default_rng(11)
+    x, y, z = generator.normal(size=25), generator.integers(6, size=25).astype(float), generator.normal(size=25)
+    given = None if fixed is None else z
+    found = correlation(x, y, kind, given, bootstraps=200, generator=np.random.default_rng(3))
+    rows = np.random.default_rng(3).integers(25, size=(200, 25))
+    naive = [correlation(x[r], y[r], kind, None if given is None else z[r]).estimate for r in rows]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])))
+
+
 def test_bootstrap_interval_covers_and_repeats():
     generator = np.random.default_rng(7)
     covered = 0
@@ -408,7 +420,7 @@ def test_correlations_hold_size_and_length_fixed():
     columns = [np.array([table_[r["cell"]] for r in rows]) for table_ in (entropy, length)]
     y, sizes = np.array([r["value"] for r in rows]), np.array([r["size"] for r in rows])
     assert over[-1]["estimate"] == pytest.approx(correlation(columns[0], y, given=sizes).estimate)
-    assert over[-1]["estimate"] < 0.99 < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
+    assert over[-1]["estimate"] < 0.9 < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
     (held,) = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="mean_length", size=None)
     assert held["estimate"] == pytest.approx(correlation(columns[0], y, given=np.column_stack([columns[1], sizes])).estimate)
 

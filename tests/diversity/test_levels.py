@@ -37,7 +37,9 @@ def fitting(typed, control, size, rho):
 @given(incidences(min_rows=6), st.sampled_from(["strict", "loose"]), st.sampled_from(["none", "tokens", "source-quota"]), st.data())
 def test_the_table_equals_plain_scans(incidence, closure, name, data):
     typed, n = typed_of(incidence, closure), incidence.n_samples
-    weights = np.array(data.draw(st.lists(st.integers(1, 9), min_size=n, max_size=n)), np.int64) if name == "tokens" else np.ones(n, np.int64)
+    weights = (
+        np.array(data.draw(st.lists(st.integers(1, 9), min_size=n, max_size=n)), np.int64) if name == "tokens" else np.ones(n, np.int64)
+    )
     bins = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)), np.int32)
     control = Control(name, weights, bins if name == "source-quota" else np.zeros(n, np.int32), 3 if name == "source-quota" else 1)
     size = data.draw(st.integers(1, max(1, n // 2)))

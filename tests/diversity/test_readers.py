@@ -234,7 +234,16 @@ def test_parts_of_a_parquet_file_add_up_to_the_whole(tmp_path: Path) -> None:
 
 
 def test_folders_globs_and_files_are_found_once_and_sorted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("b/x.jsonl", "a/y.parquet", "a/deep/z.csv.gz", "a/.hidden.jsonl", "a/_SUCCESS", "a/readme.txt", "a/deep/w[1].json"):
+    for name in (
+        "b/x.jsonl",
+        "a/y.parquet",
+        "a/deep/z.csv.gz",
+        "a/.hidden.jsonl",
+        "a/_SUCCESS",
+        "a/state.json",
+        "a/readme.txt",
+        "a/deep/w[1].json",
+    ):
         put(tmp_path, name, b"")
 
     def found(*patterns: str) -> list[str]:
@@ -306,7 +315,7 @@ class Hub:
 def test_a_hub_dataset_is_its_files_at_a_commit() -> None:
     train = dataset_files("hf://owner/name:train", Hub())
     assert [path for _, path, _, _ in train] == [f"datasets/owner/name@abc123/data/train-0000{i}-of-00002.parquet" for i in (0, 1)]
-    assert len(dataset_files("hf://owner/name", Hub())) == 4
+    assert len(dataset_files("hf://owner/name", Hub())) == 3
     file = InputFile(*train[0])
     assert file.shown == "hf://datasets/owner/name@abc123/data/train-00000-of-00002.parquet"
     assert content_digest(file) != content_digest(InputFile(*train[1]))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,14 +96,14 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(true: object, seconds: float, what: str, pause: float = 0.25) -> None:
+def wait_for(true: Callable[[], object], seconds: float, what: str, pause: float = 0.25) -> None:
     """Wait until a function returns something true.
 
     Raises:
         TimeoutError: it didn't within the seconds.
     """
     deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
+    while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:.0f} s: {what}")
         time.sleep(pause)

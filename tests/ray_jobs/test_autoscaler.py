@@ -24,7 +24,7 @@ if sys.platform != "linux":
 def fake_cluster(port: int) -> dict[str, object]:
     """Return a cluster of the shape of cluster.yaml, on this machine: a head that takes no tasks, and up to one CPU worker."""
     written = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
-    commands = {key: [] for key in written if key.endswith("commands")}
+    commands: dict[str, object] = {key: [] for key in written if key.endswith("commands")}
     return {
         **commands,
         "worker_setup_commands": [],

@@ -101,7 +101,10 @@ def test_levels_nest_and_seeds_differ(whole: Path) -> None:
     peel = storage.at(entries(whole)["peel"]["response-micro"]).read()
     assert sorted(peel.column("position").to_pylist()) == list(range(1, len(peel) + 1))
     for strategy in ("response-micro", "instruction-meso"):
-        ks = [storage.at(entries(whole)["datasets"][f"{strategy}_n60_l{label}_s0"]).manifest["target"]["k_realised"] for label in ("000", "050", "100")]
+        ks = [
+            storage.at(entries(whole)["datasets"][f"{strategy}_n60_l{label}_s0"]).manifest["target"]["k_realised"]
+            for label in ("000", "050", "100")
+        ]
         assert ks == sorted(ks)
     assert found["random_n60_s0"] != found["random_n60_s1"]
 

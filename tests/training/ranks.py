@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"]
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi"]
 
 
 def samples(count: int, *, longest: int = 12) -> pa.Table:

@@ -27,7 +27,7 @@ def one_rank() -> Iterator[None]:
     """Have torch.distributed for this process alone."""
     from training.engine import prepare_process, process_group
 
-    prepare_process("cpu")
+    prepare_process("cpu", 1)
     with process_group("cpu"):
         yield
 
