@@ -61,6 +61,7 @@ class HuggingFaceEncoder:
         self.size = max(names.values()) + 1
         self._names = names
         self._bytes = is_byte_level(spec)
+        self._contents: list[bytes] = []
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids (tokens,) int32, offsets (n + 1,) int64)."""
@@ -69,10 +70,11 @@ class HuggingFaceEncoder:
 
     def contents(self) -> list[bytes]:
         """Return the content of each id; an id that no token has gets empty bytes."""
-        found = [b""] * self.size
-        for name, number in self._names.items():
-            found[number] = token_bytes(name) if self._bytes else name.encode()
-        return found
+        if not self._contents:
+            self._contents = [b""] * self.size
+            for name, number in self._names.items():
+                self._contents[number] = token_bytes(name) if self._bytes else name.encode()
+        return self._contents
 
 
 class ExactEncoder:

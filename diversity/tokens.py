@@ -234,7 +234,9 @@ def type_lookup(types: pa.Table, size: int) -> np.ndarray:
     return lookup
 
 
-def micro(table: pa.Table, typing: str, *, folder: Path | None = None, band: BandConfig | None = None) -> Typed:
+def micro(
+    table: pa.Table, typing: str, *, folder: Path | None = None, band: BandConfig | None = None, encoder: Encoder | None = None
+) -> Typed:
     """Return a micro typing of a table of samples, in this process.
 
     Args:
@@ -242,6 +244,7 @@ def micro(table: pa.Table, typing: str, *, folder: Path | None = None, band: Ban
         typing: e.g. `response-micro`, `response-micro@word`, `instruction-micro@o200k_base`.
         folder: the model's folder with tokenizer.json, where the typing names no other unit.
         band: which document frequencies count.
+        encoder: the typing's tokenizer, where it is loaded already.
 
     Raises:
         NoTypesError: no token in the band.
@@ -253,7 +256,7 @@ def micro(table: pa.Table, typing: str, *, folder: Path | None = None, band: Ban
         types, figures = band_types(typing, vocabulary, band)
         data = WordTyper(side, types["label"].to_pylist())(table)
     else:
-        counter = TokenCounter(side, load_encoder(unit, folder, check_on=table[side][:CHECKED].to_pylist()))
+        counter = TokenCounter(side, encoder or load_encoder(unit, folder, check_on=table[side][:CHECKED].to_pylist()))
         counts = counter(table)
         found = frequencies(counts, counter.encoder.size)
         vocabulary = token_vocabulary(found, counter.encoder.contents())

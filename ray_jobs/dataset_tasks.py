@@ -115,7 +115,7 @@ def prune_typing(typing: Typing, samples: Samples, selection: SelectionConfig, p
 
 
 def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: Sequence[str], *pruned: TypedInputs) -> list[Picks] | Picks:
-    """Return the picks of the cells, whose strategies need no other typings than those given; of one cell bare, as a task with one return."""
+    """Return the picks of cells whose strategies need no other typings than those given; of one cell bare, as Ray wants it."""
     inputs = Inputs(
         sample_keys=samples.keys,
         tokens=samples.tokens,

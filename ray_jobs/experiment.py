@@ -115,8 +115,11 @@ class Experiment(Config):
 
     @property
     def typings(self) -> list[str]:
-        """Return every typing that is made: those that coverage is measured on, those that the grid dials, and both of the model's own
-        tokens, which lengths are counted in."""
+        """Return every typing that is made, each once.
+
+        Those are the typings that coverage is measured on, those that the grid dials, and both of the model's own tokens, which lengths are
+        counted in.
+        """
         dialled = [strategy for strategy in self.grid.strategies if is_typing(strategy)]
         return list(dict.fromkeys([*self.profile.typings, *dialled, *(f"{side}-micro" for side in SIDES)]))
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from diversity.cell import Cell, GridConfig, is_typing
-from diversity.config import Config, ConfigError, load, near_matches
+from diversity.config import Config, ConfigError, UserError, load, near_matches
 from diversity.controls import Control, make_control
 from diversity.fill import Objective
 from diversity.incidence import Incidence
@@ -153,7 +153,7 @@ class Inputs:
     embeddings: Callable[[str], np.ndarray] | None = None
     token_ids: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None
     scores: Callable[[], np.ndarray] | None = None
-    _plans: dict[tuple[str, str, float, str], dict[int, LevelPlan]] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[str, str, int, float, str], LevelPlan] = field(default_factory=dict, repr=False)
 
     @property
     def n(self) -> int:
@@ -169,28 +169,22 @@ class Inputs:
         return make_control(cell.control, self.tokens, self.source, len(self.source_names))
 
     def plan(self, typing: str, cell: Cell, config: SelectionConfig) -> LevelPlan:
-        """Return the levels of a typing at the cell's size and control; planned once for all sizes of the grid.
+        """Return the levels of a typing at the cell's size and control; planned once, all fractions of the grid together.
 
         Raises:
-            InfeasibleSize: a size of the grid can't be had.
+            InfeasibleSize: the size can't be had, or with `kmin_from: largest` the largest can't.
             InfeasibleLevel: with `kmin_from: largest`, a smaller size can't cover the largest size's level 0.
             ConfigError: the cell's size is none of the grid's.
         """
-        key = (typing, cell.control, config.rho, config.kmin_from)
+        key = (typing, cell.control, cell.size, config.rho, config.kmin_from)
         if cell.size not in self.grid.sizes:
-            raise ConfigError(f"{cell.name}: levels are planned for grid.sizes {self.grid.sizes}")
+            raise ConfigError(f"levels are planned for grid.sizes {self.grid.sizes}")
         if key not in self._plans:
+            sizes = self.grid.sizes if config.kmin_from == "largest" else [cell.size]
             fractions = sorted(set(self.grid.fractions))
-            self._plans[key] = level_table(
-                self.typed[typing],
-                self.sample_keys,
-                self.control(cell),
-                self.grid.sizes,
-                fractions,
-                config.rho,
-                config.kmin_from,
-            )
-        return self._plans[key][cell.size]
+            table = level_table(self.typed[typing], self.sample_keys, self.control(cell), sizes, fractions, config.rho, config.kmin_from)
+            self._plans.update({(typing, cell.control, size, config.rho, config.kmin_from): table[size] for size in sizes})
+        return self._plans[key]
 
 
 def closure_of(typing: str, config: SelectionConfig) -> Closure:
@@ -255,4 +249,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     if not cell.typing and not 1 <= cell.size <= inputs.n:
         raise InfeasibleSize(f"{cell.name}: the corpus has {inputs.n} samples; the smallest size is 1, the largest {inputs.n}")
     strategy = load(TYPED if cell.typing else STRATEGIES[cell.strategy])
-    return strategy(inputs, cell, config)
+    try:
+        return strategy(inputs, cell, config)
+    except UserError as error:
+        raise type(error)(f"{cell.name}: {error}") from None

@@ -20,7 +20,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     """Return the filtered best; equal scores in the seeded order."""
     assert inputs.embeddings is not None
     if cell.level is None:
-        raise ConfigError(f"{cell.name}: strategy deita needs a level from 0 to 1")
+        raise ConfigError("strategy deita needs a level from 0 to 1")
     scores = inputs.scores() if inputs.scores else inputs.tokens["response"]
     rows = np.lexsort((inputs.order(cell), -np.asarray(scores, dtype=np.float64)))
     if cell.level == 0:

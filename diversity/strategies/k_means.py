@@ -23,7 +23,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     """Return equal shares; within a cluster, and among clusters for the last places, in the seeded order."""
     assert inputs.embeddings is not None
     if cell.level is None:
-        raise ConfigError(f"{cell.name}: strategy k_means needs a level from 0 to 1")
+        raise ConfigError("strategy k_means needs a level from 0 to 1")
     rows = np.argsort(inputs.order(cell), kind="stable")
     clusters = round(max(1, min(cell.size, inputs.n // 40)) ** float(cell.level))
     label = spherical_k_means(exact_vectors(inputs.embeddings("response"), rows), clusters)

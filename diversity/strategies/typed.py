@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from diversity.cell import Cell
-from diversity.config import ConfigError, UserError
+from diversity.config import ConfigError
 from diversity.cover import cover_then_fill
 from diversity.levels import constant_order
 from diversity.strategies import Inputs, Picks, SelectionConfig
@@ -17,25 +17,23 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     """Return a dataset that has every type of K_k, and no other under strict closure.
 
     Raises:
-        UserError: the size or the level can't be had; the message names the cell.
+        InfeasibleSize: the size can't be had.
+        InfeasibleLevel: the level can't.
     """
     if cell.level is None:
-        raise ConfigError(f"{cell.name}: typed strategies need a level from 0 to 1")
+        raise ConfigError("typed strategies need a level from 0 to 1")
     typed = inputs.typed[cell.strategy]
-    try:
-        plan = inputs.plan(cell.strategy, cell, config)
-        level = plan.at(cell.level)
-        rows, reasons = cover_then_fill(
-            typed,
-            level.k_realised,
-            plan.quota,
-            inputs.control(cell),
-            inputs.order(cell),
-            constant_order(inputs.sample_keys),
-            config.objective,
-        )
-    except UserError as error:
-        raise type(error)(f"{cell.name}: {error}") from None
+    plan = inputs.plan(cell.strategy, cell, config)
+    level = plan.at(cell.level)
+    rows, reasons = cover_then_fill(
+        typed,
+        level.k_realised,
+        plan.quota,
+        inputs.control(cell),
+        inputs.order(cell),
+        constant_order(inputs.sample_keys),
+        config.objective,
+    )
     ascending = np.argsort(rows)
     target = {
         "k_requested": level.k_requested,

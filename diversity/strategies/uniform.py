@@ -30,7 +30,5 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     else:
         rows = order[: cell.size]
     if not control.by_weight and len(rows) != cell.size:
-        raise InfeasibleSize(
-            f"{cell.name}: the corpus has {len(rows)} samples for its quotas; the largest size is {len(rows)}, the smallest 1"
-        )
+        raise InfeasibleSize(f"the corpus has {len(rows)} samples for its quotas; the largest size is {len(rows)}, the smallest 1")
     return untyped(rows, inputs.n)

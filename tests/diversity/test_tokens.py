@@ -268,15 +268,15 @@ def test_words_equal_the_naive_typing_in_any_blocks(texts, low, span, rows_a_blo
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(hostile_text, min_size=1, max_size=12), st.integers(1, 3), st.integers(0, 5))
-def test_tokens_equal_the_naive_typing(tokenizer_folder, slow, texts, low, span):
+def test_tokens_equal_the_naive_typing(exact, slow, texts, low, span):
     table, band = samples(texts), BandConfig(low=low, high=low + span)
     encoded = rows(slow, texts)
     expected, kept, df = naive(encoded, low, low + span, int)
     if not kept:
         with pytest.raises(NoTypesError):
-            micro(table, "instruction-micro", folder=tokenizer_folder, band=band)
+            micro(table, "instruction-micro", encoder=exact, band=band)
         return
-    typed = micro(table, "instruction-micro", folder=tokenizer_folder, band=band)
+    typed = micro(table, "instruction-micro", encoder=exact, band=band)
     assert typed.data["types"].to_pylist() == expected
     assert typed.data["tokens"].to_pylist() == list(map(len, encoded))
     assert typed.types["token_id"].to_pylist() == kept
