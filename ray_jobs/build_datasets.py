@@ -119,7 +119,7 @@ def _build(sources: Sources, samples: Any, peels: dict[str, Artifact], unbuilt: 
         cells = list(group)
         needed = list(_dialled(cells, sources.grid.random_quota_from))
         options = choose.options(num_returns=len(cells))
-        refs = options.remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
+        refs: Any = options.remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
     finished("chosen", list(picks.values()), per_task=1)
     write = ray.remote(dataset_tasks.write_and_seal)

@@ -96,10 +96,6 @@ def run(context: Context) -> None:
     heldout = context.experiment.evaluation.heldout
     if heldout is None or heldout.in_ is None:
         context.index.add("corpus", None, stage.artifact)
-        return
-    known = context.index.read().get("corpus")
-    if known is not None and context.storage.at(known).manifest.get("ingested") != stage.artifact.path:
-        logger.warning("ingest: the index still names a corpus of other input; next run: %s", context.command("heldout"))
 
 
 def _build(context: Context, stage: Ingest) -> None:

@@ -72,14 +72,14 @@ def ols(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, covariates:
     x, y = _column(x, "x"), _column(y, "y")
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} points and y has {len(y)}")
-    others = _others(len(x), groups, covariates)
-    free_x, free_y = _residuals(others, x), _residuals(others, y)
+    others = _Others(len(x), groups, covariates)
+    free_x, free_y = others.residuals(x), others.residuals(y)
     spread = float(free_x @ free_x)
     if spread <= 1e-12 * max(1.0, float(x @ x)):
         raise ValueError("x does not vary beside the groups and covariates, so it has no slope")
     slope = float(free_x @ free_y) / spread
     residuals = free_y - slope * free_x
-    dof = len(x) - int(np.linalg.matrix_rank(others)) - 1
+    dof = len(x) - others.rank - 1
     residual_sd = float(np.sqrt(residuals @ residuals / dof)) if dof > 0 else float("nan")
     return Slope(slope, residual_sd / float(np.sqrt(spread)), dof, len(x), residual_sd, float(y.mean() - slope * x.mean()))
 
@@ -175,15 +175,13 @@ def permutation_p(x: ArrayLike, y: ArrayLike, generator: np.random.Generator, gr
         draws: number of shuffles, at least 1.
     """
     x, y = _column(x, "x"), _column(y, "y")
-    others = _others(len(x), groups, None)
-    free_x = _residuals(others, x)
-    labels = np.zeros(len(x), np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    place = np.argsort(labels, kind="stable")
-    free_y = _residuals(others, y)
+    others = _Others(len(x), groups, None)
+    free_x, free_y = others.residuals(x), others.residuals(y)
+    place = np.argsort(others.labels, kind="stable")
     observed, extreme = abs(float(free_x @ free_y)), 0
     size = max(1, 2_000_000 // len(x))
     for start in range(0, draws, size):
-        keys = generator.random((min(size, draws - start), len(x))) + labels  # ascending keys keep the groups together
+        keys = generator.random((min(size, draws - start), len(x))) + others.labels  # ascending keys keep the groups together
         shuffled = free_y[np.argsort(keys, axis=1)]
         extreme += int(np.count_nonzero(np.abs(shuffled @ free_x[place]) >= observed * (1 - 1e-12)))
     return (1 + extreme) / (1 + draws)
@@ -215,16 +213,23 @@ def _matrix(values: ArrayLike) -> Floats:
     return matrix[:, None] if matrix.ndim == 1 else matrix
 
 
-def _others(n: int, groups: ArrayLike | None, covariates: ArrayLike | None) -> Floats:
-    """Return the design beside x: one intercept for each group, then the covariates."""
-    if groups is None:
-        design = np.ones((n, 1))
-    else:
-        _, labels = np.unique(np.asarray(groups), return_inverse=True)
-        design = np.eye(labels.max() + 1)[labels.ravel()]
-    return design if covariates is None else np.hstack([design, _matrix(covariates)])
+class _Others:
+    """What the slope is freed of: an intercept for each group, and covariates. Groups are taken out by their means, so many are cheap."""
 
+    def __init__(self, n: int, groups: ArrayLike | None, covariates: ArrayLike | None) -> None:
+        self.labels = np.zeros(n, np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+        self.sizes = np.bincount(self.labels)
+        self.covariates = np.empty((n, 0)) if covariates is None else np.column_stack([self._within(c) for c in _matrix(covariates).T])
+        self.rank = len(self.sizes) + (int(np.linalg.matrix_rank(self.covariates)) if self.covariates.size else 0)
 
-def _residuals(design: Floats, values: Floats) -> Floats:
-    residuals: Floats = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return residuals
+    def residuals(self, values: Floats) -> Floats:
+        """Return (n,) values less what groups and covariates account for."""
+        left = self._within(values)
+        if not self.covariates.size:
+            return left
+        fitted: Floats = self.covariates @ np.linalg.lstsq(self.covariates, left, rcond=None)[0]
+        return left - fitted
+
+    def _within(self, values: Floats) -> Floats:
+        means = np.bincount(self.labels, weights=values) / self.sizes
+        return np.asarray(values - means[self.labels], np.float64)

@@ -420,7 +420,7 @@ def test_correlations_hold_size_and_length_fixed():
     columns = [np.array([table_[r["cell"]] for r in rows]) for table_ in (entropy, length)]
     y, sizes = np.array([r["value"] for r in rows]), np.array([r["size"] for r in rows])
     assert over[-1]["estimate"] == pytest.approx(correlation(columns[0], y, given=sizes).estimate)
-    assert over[-1]["estimate"] < 0.9 < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
+    assert over[-1]["estimate"] < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
     (held,) = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="mean_length", size=None)
     assert held["estimate"] == pytest.approx(correlation(columns[0], y, given=np.column_stack([columns[1], sizes])).estimate)
 

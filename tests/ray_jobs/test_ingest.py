@@ -182,9 +182,7 @@ def one_process(samples: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table,
     return rest, *without_leaks(taken, "in", "prompt", sought, find(rest, sought))
 
 
-def test_heldout_equals_one_process_and_out_changes_no_corpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_heldout_equals_one_process_and_out_changes_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inputs, "n_buckets", 4)
     monkeypatch.setattr(ingest, "part_ranges", lambda sizes: part_ranges(sizes, 10_000))
     path = write_jsonl(tmp_path / "x.jsonl", rows(200))
@@ -220,11 +218,12 @@ def test_heldout_equals_one_process_and_out_changes_no_corpus(
     heldout.run(both)
     assert Path(both.index.get("heldout").uri, "manifest.json").stat().st_mtime_ns == before
     write_jsonl(path, rows(150))
-    with caplog.at_level("WARNING", "ray_jobs"):
-        ingest.run(given)
-    assert "still names a corpus of other input" in caplog.text
-    heldout.run(given)
-    assert given.index.get("corpus").manifest["samples"] == 135
+    edited = context(tmp_path, [path])
+    with pytest.raises(Exception, match=r"make it with: python -m ray_jobs\.ingest"):
+        heldout.run(edited)
+    ingest.run(edited)
+    heldout.run(edited)
+    assert edited.index.get("corpus").manifest["samples"] == 135
 
 
 def test_plans_tell_what_is_made_and_what_is_sealed(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def train(
         "losses": trained.rows["loss"].to_pylist(),
         "rows": trained.rows.drop_columns("seconds").to_pylist(),
         "shapes": [(len(step.ranks), len(step.ranks[0])) for step in steps],
-        "weights": {name: tensor.numpy().copy() for name, tensor in (weights or {}).items()},
+        "weights": {name: tensor.float().numpy().copy() for name, tensor in (weights or {}).items()},
     }
 
 

@@ -159,7 +159,7 @@ def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path)
     from transformers import AutoModelForCausalLM
 
     pq.write_table(samples(24), tmp_path / "data.parquet")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "training.sft"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.sft"]
     settings = ["budget={response_tokens: 192}", "response_tokens_per_step=96", "max_length=64", "zero.stage=2", "checkpoint_every=1"]
     done = subprocess.run(
         [
