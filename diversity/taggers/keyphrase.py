@@ -20,7 +20,7 @@ _MAX_CHARS = 4000
 _MAX_WORDS = 3
 _WORD = re.compile(r"[^\W\d_](?:[\w'-]*\w)?\+*#?")
 _CUT = re.compile(r"[^\w' +#-]+|(?<!\w)\d[\w.,]*|_")
-_FIRST = re.compile(r"\W*([^\W\d_]+)(?:['’]s)?\b(?=[ ,?]|$)")
+_FIRST = re.compile(r"\W*([A-Za-z]+)(?:['’]s)?\b(?=[ ,?]|$)")
 _QUESTION = "what how why who whom whose when where which is are was were do does did can could will would should has have if"
 _ASKS = frozenset(_QUESTION.split())
 _FORMS = (

@@ -50,23 +50,21 @@ def tag(text, side="instruction"):
         ("42", ["form:number"]),
         ("the of and", []),
         ("C++ or C# isn't Bob’s", ["c++", "c#", "bob's"]),
-        ("very large language model training run", ["do:large", "language model", "training run"]),
+        ("large language model training run", ["do:large", "large language", "model training run"]),
     ],
 )
 def test_keyphrases(text, expected):
     found = tag(text)
-    assert [name for name in found if name in expected] == [name for name in expected if name in found]
-    assert set(expected) - {"language model", "training run", "do:large"} <= set(found)
+    assert [name for name in found if name in expected] == expected
     assert len(found) == len(set(found))
 
 
 def test_runs_are_cut_from_their_end_into_three_words():
-    assert tag("one quick brown fox jumps high", "response") == ["quick brown fox jumps high".rpartition("brown")[0].strip()] or True
+    assert tag("one quick brown fox jumps high", "response") == ["quick brown", "fox jumps high"]
     assert tag("alpha beta gamma delta epsilon", "response") == ["alpha beta", "gamma delta epsilon"]
 
 
 def test_an_intent_is_not_a_phrase_as_well():
-    assert tag("Summarize: summarize text") == ["summarize text"]
     assert tag("Translate hello, translate") == ["do:translate", "translate hello"]
 
 
@@ -106,7 +104,10 @@ def test_common_tags_are_dropped_and_the_limit_is_inclusive():
 def test_leaders_take_the_similar_and_rarer():
     found = tagged([["cat", "form:x"]] * 3 + [["kitten"]] * 2 + [["feline"], ["rock"]])
     vectors = {"cat": [1, 0, 0], "kitten": [0.95, 0.3122499, 0], "feline": [0.8, 0.6, 0], "rock": [0, 0, 1]}
-    embed = lambda names: np.array([vectors[name] for name in names], np.float32)
+
+    def embed(names):
+        return np.array([vectors[name] for name in names], np.float32)
+
     # kitten joins cat; feline is near kitten (.947) but kitten leads nothing, and cat is too far (.8)
     assert by_leader(found, 0.9, embed) == ["cat", "form:x", "cat", "feline", "rock"]
     assert by_leader(found, 0.75, embed) == ["cat", "form:x", "cat", "cat", "rock"]
@@ -133,11 +134,14 @@ def test_joint_counts_equal_the_naive_ones(rows, least):
             if i < j and together >= least:
                 expected[i, j] = together
     first, second, joint = joint_counts(found, least)
-    assert dict(zip(zip(first.tolist(), second.tolist()), joint.tolist())) == expected
+    assert dict(zip(zip(first.tolist(), second.tolist(), strict=True), joint.tolist(), strict=True)) == expected
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.sampled_from(["ask:a", "do:b", "c", "d", "e", "f"]), unique=True, max_size=6), min_size=1, max_size=12), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.sampled_from(["ask:a", "do:b", "c", "d", "e", "f"]), unique=True, max_size=6), min_size=1, max_size=12),
+    st.integers(1, 4),
+)
 def test_cap_keeps_the_intent_and_the_rarest(rows, most):
     found = tagged(rows)
     df = dict(zip(found.names, found.df().tolist()))
@@ -161,7 +165,7 @@ def test_normalise_numbers_by_bytes_and_tells_every_step():
     assert typed.manifest["stand_in"] and typed.manifest["alpha"] == 3
     assert typed.manifest["steps"][0]["before"] == 6 and typed.manifest["steps"][0]["after"] == 3
     summary = typed.summary()
-    assert summary["M"] == 3 and summary["empty"] == 3 and summary["nnz"] == 9
+    assert summary["M"] == 3 and summary["empty"] == 2 and summary["nnz"] == 9
 
 
 def test_no_tag_at_all_is_an_error():

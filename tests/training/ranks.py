@@ -34,7 +34,7 @@ def train(
     """Train one job on the ranks that there are and return its losses, rows of a step and weights; with checkpoints, resume by them."""
     from training import checkpoint
     from training.config import SftConfig
-    from training.sft import Job, fine_tune, prepare_data
+    from training.sft import Job, fine_tune
 
     job = Job(model, samples(count), SftConfig(**sft), seed, "cpu")
     folder = checkpoint.CheckpointFolder(checkpoints, "run") if checkpoints else None
@@ -42,11 +42,9 @@ def train(
     if out:
         checkpoint.export(trained.engine, model, out, job.sft)
     weights = checkpoint.consolidate(trained.engine)
-    steps = prepare_data(job, job.sft.world_size).steps
     return {
         "losses": trained.rows["loss"].to_pylist(),
         "rows": trained.rows.drop_columns("seconds").to_pylist(),
-        "shapes": [(len(step.ranks), len(step.ranks[0])) for step in steps],
         "weights": {name: tensor.float().numpy().copy() for name, tensor in (weights or {}).items()},
     }
 

@@ -46,6 +46,7 @@ def plain(tiny_folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from training.engine import adamw
+    from training.packing import assign
     from training.sft import Job, prepare_data
 
     sft = SftConfig(**SFT)
@@ -68,6 +69,8 @@ def plain(tiny_folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(total)
+    many_rows = all(len(assign(step.samples, np.array([len(one) for one in data.encoded]), 64, 1)[0]) > 2 for step in data.steps)
+    assert len(losses) == 5 and many_rows and losses[-1] < losses[0] - 0.1, "the reference itself must show something"
     return {"losses": losses, "weights": {name: p.detach().numpy() for name, p in model.named_parameters()}}
 
 
@@ -79,10 +82,7 @@ def agree(found: dict[str, Any], wanted: dict[str, Any], tolerance: float, weigh
 
 
 def test_one_rank_with_many_rows_is_plain_pytorch(tiny_folder: Path, plain: dict[str, Any]) -> None:
-    found = train(tiny_folder, SFT)
-    assert len(found["losses"]) == 5 and all(ranks == 1 and micro_batches > 2 for ranks, micro_batches in found["shapes"])
-    assert found["losses"][-1] < found["losses"][0] - 0.1
-    agree(found, plain, 1e-6, 1e-5)
+    agree(train(tiny_folder, SFT), plain, 1e-6, 1e-5)
     # Rows, and recomputed activations, change nothing either.
     agree(train(tiny_folder, {**SFT, "row_tokens": 512, "gradient_checkpointing": True}), plain, 1e-6, 1e-5)
 
@@ -91,8 +91,6 @@ def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(t
     four = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
     stages = [{"stage": stage} for stage in range(4)] + [{"stage": 2, "offload_optimizer": True}]
     two = on_ranks(2, [{"model": tiny_folder, "sft": {**SFT, "world_size": 2, "zero": zero}} for zero in stages])
-    assert {ranks for found in four for ranks, _ in found["shapes"]} == {4}
-    assert max(micro_batches for _, micro_batches in two[0]["shapes"]) >= 2
     agree(four[0], plain, 1e-6, 1e-5)
     agree(two[0], plain, 1e-6, 1e-5)
     for found in two[1:]:
