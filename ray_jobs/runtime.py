@@ -179,12 +179,13 @@ class Context:
         Raises:
             ConfigError: it isn't, or `resources.shared_storage` doesn't say so.
         """
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        if len(nodes) < 2 or "://" in self.storage.uri:
+        resources, nodes = self.experiment.resources, [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        will_grow = (resources.max_cpus or 0) > ray.cluster_resources().get("CPU", 0) or (resources.max_gpus or 0) > 0
+        if "://" in self.storage.uri or (len(nodes) < 2 and not will_grow):
             return
-        if not self.experiment.resources.shared_storage:
+        if not resources.shared_storage:
             raise ConfigError(
-                f"storage {self.storage.uri!r} is a local path and the cluster has {len(nodes)} nodes: "
+                f"storage {self.storage.uri!r} is a local path and the cluster has {'or will have ' * will_grow}several nodes: "
                 "give an object store's URI, or resources.shared_storage=true if every node mounts that folder"
             )
         probe = f".probe-{os.getpid()}"

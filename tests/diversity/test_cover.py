@@ -44,7 +44,7 @@ def run(typed, k, quota, control=None, salt=0, objective="cover"):
     return cover_then_fill(typed, k, quota, control, keys_of(n, salt), constant_order(keys), objective)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(incidences(), CLOSURES, st.data())
 def test_both_phases_equal_the_recounting_twin(incidence, closure, data):
     typed = typed_of(incidence, closure)

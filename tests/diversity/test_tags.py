@@ -65,7 +65,7 @@ def test_runs_are_cut_from_their_end_into_three_words():
 
 
 def test_an_intent_is_not_a_phrase_as_well():
-    assert tag("Translate hello, translate") == ["do:translate", "translate hello"]
+    assert tag("Translate poems, translate") == ["do:translate", "translate poems"]
 
 
 def test_of_a_response_only_the_start_is_read():

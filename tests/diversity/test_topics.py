@@ -53,10 +53,19 @@ def test_themes_become_topics(found):
     for theme in range(len(THEMES)):
         own = labels[themes == theme]
         assert (own == np.bincount(own[own >= 0]).argmax()).mean() > 0.9
-    assert (labels[themes == -1] < 0).mean() > 0.3
     summary = typed.summary()
     assert summary["method"] == "density" and summary["M"] == 4 and summary["empty"] == (labels < 0).sum()
-    assert 0.01 < summary["noise"] < 0.1 and 0 < summary["largest"] < 0.3
+    assert 0 < summary["largest"] < 0.3
+
+
+def test_noise_has_no_type_and_is_central_to_nothing(monkeypatch):
+    table, vectors, themes = corpus()
+    monkeypatch.setattr("diversity.topics.density_clusters", lambda vectors, config: np.where(themes == 2, -1, themes + 1))
+    typed = topics(table, vectors, "response-macro", CONFIG)
+    assert [not row for row in typed.data["types"].to_pylist()] == (themes == 2).tolist()
+    assert typed.summary()["empty"] == 60 and typed.manifest["noise"] == round(60 / 253, 4)
+    place = {sample: row for row, sample in enumerate(table["sample_id"].to_pylist())}
+    assert all(themes[place[sample]] != 2 for central in typed.types["central"].to_pylist() for sample in central)
 
 
 def test_types_are_numbered_by_smallest_sample_id(found):
