@@ -180,7 +180,8 @@ class Context:
             ConfigError: it isn't, or `resources.shared_storage` doesn't say so.
         """
         resources, nodes = self.experiment.resources, [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        will_grow = (resources.max_cpus or 0) > ray.cluster_resources().get("CPU", 0) or (resources.max_gpus or 0) > 0
+        has = ray.cluster_resources()
+        will_grow = (resources.max_cpus or 0) > has.get("CPU", 0) or (resources.max_gpus or 0) > has.get("GPU", 0)
         if "://" in self.storage.uri or (len(nodes) < 2 and not will_grow):
             return
         if not resources.shared_storage:
