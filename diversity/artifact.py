@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
         found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f"{cache.name}.{found}.part")
+        temporary = cache.with_name(f"{cache.name}.{os.getpid()}.part")
         temporary.write_text(json.dumps({**known, key: found}), "utf-8")
         temporary.replace(cache)
     return found

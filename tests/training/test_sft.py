@@ -100,7 +100,7 @@ def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(t
 def test_bf16_follows_fp32(tiny_folder: Path, plain: dict[str, Any]) -> None:
     for stage in (0, 1):
         found = train(tiny_folder, {**SFT, "precision": "bf16", "zero": {"stage": stage}})
-        assert found["losses"] == pytest.approx(plain["losses"], abs=2e-2)
+        assert found["losses"] == pytest.approx(plain["losses"], rel=5e-3)
         assert found["losses"] != plain["losses"]
 
 
@@ -145,12 +145,12 @@ def test_what_cannot_be_trained_is_refused(tiny_folder: Path) -> None:
 def test_overlong_samples_are_counted(tiny_folder: Path) -> None:
     from training.sft import Job, prepare_data
 
-    table = samples(24, longest=40)
-    cut = prepare_data(Job(tiny_folder, table, SftConfig(**SFT), 0, "cpu"), 1)
-    dropped = prepare_data(Job(tiny_folder, table, SftConfig(**SFT, overlong="drop"), 0, "cpu"), 1)
+    table, short = samples(24, longest=40), {**SFT, "max_length": 40}
+    cut = prepare_data(Job(tiny_folder, table, SftConfig(**short), 0, "cpu"), 1)
+    dropped = prepare_data(Job(tiny_folder, table, SftConfig(**short, overlong="drop"), 0, "cpu"), 1)
     assert cut.counts["truncated"] == dropped.counts["dropped"] > 0
     assert cut.counts["samples"] == 24 and dropped.counts["samples"] == 24 - dropped.counts["dropped"]
-    assert max(len(sample) for sample in cut.encoded) == 64
+    assert max(len(sample) for sample in cut.encoded) == 40
 
 
 def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path) -> None:
