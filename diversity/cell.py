@@ -181,7 +181,5 @@ def refuse_senseless(cell: Cell) -> None:
     Raises:
         ConfigError: the control contradicts the strategy.
     """
-    if cell.strategy == "longest" and cell.control != "none":
-        raise ConfigError(f"{cell.name}: strategy longest chooses by length alone, so control {cell.control} has no meaning")
     if cell.control == "length-window":
         raise ConfigError(f"{cell.name}: control length-window needs a corpus derived by length, which is not built yet; use length-quota")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
-from diversity.cell import SIDES, Cell, is_typing
+from diversity.cell import SIDES, Cell, GridConfig
+from diversity.strategies import needs
 from ray_jobs import dataset_tasks, heldout, profile_corpus
 from ray_jobs.dataset_tasks import Sources
 from ray_jobs.runtime import Context, finished, main, once
@@ -48,6 +49,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         request["largest"] = max(experiment.grid.sizes)
     if cell.strategy == "random" and cell.control.endswith("-quota"):
         request["quota_from"] = experiment.grid.random_quota_from
+    if sides := needs(cell, experiment.grid).embeddings:
+        request["embeddings"] = [profile_corpus.embedding_artifact(context, side).fingerprint for side in sides]
     profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}
     selection = experiment.selection.model_dump(mode="json", exclude={"materialise"})
     name = fingerprint(
@@ -83,10 +86,10 @@ def run(context: Context) -> None:
     corpus = context.require(heldout.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else "ingest")
     profiles = {t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings}
     embeddings = {side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in SIDES}
-    sources = Sources(corpus, profiles, embeddings, experiment.selection, experiment.grid)
+    sources = Sources(corpus, profiles, embeddings, experiment.model, experiment.selection, experiment.grid)
     datasets = {cell: dataset_artifact(context, cell) for cell in experiment.cells}
     metrics = {cell: metrics_artifact(context, cell) for cell in experiment.cells}
-    peels = {typing: peel_artifact(context, typing) for typing in _dialled(experiment.cells, experiment.grid.random_quota_from)}
+    peels = {typing: peel_artifact(context, typing) for typing in _dialled(experiment.cells, experiment.grid)}
     unbuilt = [cell for cell in datasets if not datasets[cell].sealed]
     unmeasured = [cell for cell in metrics if not metrics[cell].sealed]
     logger.info("%d datasets: %d to build, %d to measure", len(datasets), len(unbuilt), len(unmeasured))
@@ -100,7 +103,7 @@ def run(context: Context) -> None:
         task = ray.remote(dataset_tasks.measure_dataset)
         finished(
             "metrics",
-            [task.remote(sources, cell, datasets[cell], metrics[cell], samples, experiment.model) for cell in unmeasured],
+            [task.remote(sources, cell, datasets[cell], metrics[cell], samples) for cell in unmeasured],
             per_task=1,
         )
     context.index.add_many("peel", dict(peels))
@@ -117,7 +120,7 @@ def _build(sources: Sources, samples: Any, peels: dict[str, Artifact], unbuilt: 
     picks: dict[Cell, Any] = {}
     for _, group in itertools.groupby(unbuilt, key=lambda cell: (cell.strategy, cell.control)):
         cells = list(group)
-        needed = list(_dialled(cells, sources.grid.random_quota_from))
+        needed = _dialled(cells, sources.grid)
         options = choose.options(num_returns=len(cells))
         refs: Any = options.remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
@@ -139,12 +142,9 @@ def _build(sources: Sources, samples: Any, peels: dict[str, Artifact], unbuilt: 
     finished("written and sealed", written, per_task=CELLS_A_BATCH, total=len(unbuilt))
 
 
-def _dialled(cells: list[Cell], random_quota_from: str) -> dict[str, None]:
-    """Return the typings whose pruning the cells need, in order, each once."""
-    needed = dict.fromkeys(cell.strategy for cell in cells if is_typing(cell.strategy))
-    if any(cell.strategy == "random" and cell.control.endswith("-quota") for cell in cells):
-        needed[random_quota_from] = None
-    return needed
+def _dialled(cells: Iterable[Cell], grid: GridConfig) -> list[str]:
+    """Return the typings whose pruning the cells' strategies look at, in order, each once."""
+    return list(dict.fromkeys(typing for cell in cells for typing in needs(cell, grid).typings))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from diversity import dataset, strategies
 from diversity.artifact import Artifact
 from diversity.cell import SIDES, Cell, GridConfig, typing_parts
 from diversity.dataset import Choice, Corpus, id_array
-from diversity.encoders import load_encoder
+from diversity.encoders import Encoder, load_encoder
 from diversity.incidence import Incidence, Typing, assign_nearest
 from diversity.keys import content_priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure
@@ -37,6 +37,7 @@ class Sources:
     corpus: Artifact
     profiles: Mapping[str, Artifact]
     embeddings: Mapping[str, Artifact]
+    model: str
     selection: SelectionConfig
     grid: GridConfig
 
@@ -93,6 +94,11 @@ def embedding_matrix(artifact: Artifact) -> np.ndarray:
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
+def load_tokens(sources: Sources, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a side's model tokens as (ids int32, offsets int64), in corpus order."""
+    return _encoder(sources).encode(sources.corpus.read(columns=[side]).column(side).to_pylist())
+
+
 def prune_typing(typing: Typing, samples: Samples, selection: SelectionConfig, peel: Artifact) -> TypedInputs:
     """Return a pruned typing, out of its sealed artifact, or computed and sealed now."""
     if peel.sealed:
@@ -123,6 +129,8 @@ def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: S
         source_names=samples.source_names,
         typed=dict(zip(typings, pruned, strict=True)),
         grid=sources.grid,
+        embeddings=lambda side: embedding_matrix(sources.embeddings[side]),
+        token_ids=lambda side: load_tokens(sources, side),
     )
     picks = [select(inputs, cell, sources.selection) for cell in cells]
     return picks if len(picks) > 1 else picks[0]
@@ -150,11 +158,11 @@ def write_and_seal(
     return [cell.name for cell in cells]
 
 
-def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Artifact, samples: Samples, model: str) -> str:
+def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Artifact, samples: Samples) -> str:
     """Compute and seal the posterior metrics of a sealed dataset, both sides; returns its name."""
     table = source.read(columns=["sample_id", *SIDES])
     rows = np.searchsorted(samples.ids, id_array(table.column("sample_id")))
-    encoder = load_encoder("", resolve_model(model, cache_folder(), tokenizer_only=True))
+    encoder = _encoder(sources)
     parts = []
     for side in SIDES:
         texts = table.column(side).to_pylist()
@@ -164,6 +172,11 @@ def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Arti
     target.begin().write(pa.concat_tables(parts).cast(METRICS_SCHEMA))
     target.seal({"cell": cell.describe(), "dataset": source.path})
     return cell.name
+
+
+def _encoder(sources: Sources) -> Encoder:
+    """Return the model's tokenizer, out of this node's cache."""
+    return load_encoder("", resolve_model(sources.model, cache_folder(), tokenizer_only=True))
 
 
 def _column(artifact: Artifact, name: str) -> np.ndarray:

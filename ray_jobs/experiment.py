@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
+from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, trained, typing_parts
 from diversity.config import Config, ConfigError, near_matches, parse
 from diversity.embedders import EmbedderConfig
 from diversity.samples import CorpusConfig
-from diversity.strategies import DIALLED, SelectionConfig
+from diversity.strategies import DIALLED, SelectionConfig, needs, refuse_control
 from diversity.taggers import TaggerConfig
 from diversity.tokens import BandConfig
 from diversity.topics import TopicsConfig
@@ -100,7 +100,9 @@ class Experiment(Config):
     def _consistent(self) -> Experiment:
         if "heldout" in self.stages and self.evaluation.heldout is None:
             raise ValueError("evaluation.heldout is null, so leave the stage heldout out of stages")
-        trained(expand(self.grid, DIALLED), self.grid.train)
+        for cell in self.cells:
+            refuse_control(cell)
+        trained(self.cells, self.grid.train)
         return self
 
     @property
@@ -120,7 +122,7 @@ class Experiment(Config):
         Those are the typings that coverage is measured on, those that the grid dials, and both of the model's own tokens, which lengths are
         counted in.
         """
-        dialled = [strategy for strategy in self.grid.strategies if is_typing(strategy)]
+        dialled = [typing for cell in self.cells for typing in needs(cell, self.grid).typings]
         return list(dict.fromkeys([*self.profile.typings, *dialled, *(f"{side}-micro" for side in SIDES)]))
 
 

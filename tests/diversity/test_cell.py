@@ -59,7 +59,7 @@ def test_bad_grids_say_what_is_allowed(values: dict, message: str) -> None:
     [
         ({"strategies": ["respons-micro"]}, "did you mean .*response-micro"),
         ({"strategies": ["response-macro@word"]}, "unknown strategy"),
-        ({"strategies": ["longest"], "controls": ["length-quota"]}, "no meaning"),
+        ({"strategies": ["response-micro"], "controls": ["length-window"]}, "not built yet"),
         ({"strategies": ["response-micro"], "levels": ["1/2", 0.501]}, "two cells are named"),
     ],
 )

@@ -47,9 +47,7 @@ def test_static_vectors_are_those_of_the_package(embedder, slow_way):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.text(st.one_of(st.sampled_from(" \nab▁.é"), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=40), min_size=1
-    )
+    st.lists(st.text(st.one_of(st.sampled_from(" \nab▁.é"), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=40), min_size=1)
 )
 def test_static_vectors_of_any_text_are_those_of_the_package(embedder, slow_way, texts):
     assert (slow_way.embed(texts, norm=True) * embedder(texts)).sum(1).min() > 0.99999

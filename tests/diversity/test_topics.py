@@ -240,9 +240,7 @@ def test_distinct_texts(texts):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.integers(-1, 2), st.lists(st.sampled_from(["red", "blue", "green", "the"]), max_size=5)), min_size=1, max_size=12
-    )
+    st.lists(st.tuples(st.integers(-1, 2), st.lists(st.sampled_from(["red", "blue", "green", "the"]), max_size=5)), min_size=1, max_size=12)
 )
 def test_label_words_equal_the_formula(rows):
     labels = np.array([label for label, _ in rows])
