@@ -45,7 +45,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether all that is asked of the run is sealed."""
-        return self.task.model.sealed and (self.task.scores is None or self.task.scores.sealed)
+        return self.task.finished
 
     def describe(self) -> dict[str, Any]:
         """Return the run's row in a table of trials."""
@@ -126,6 +126,9 @@ def plan(context: Context) -> Iterator[str]:
         yield f"{len(cells)} cells x {len(seeds)} training seeds; {len(unsealed)} datasets are not sealed yet:"
         yield context.command("build_datasets")
         return
+    if experiment.evaluation.heldout and not heldout.heldout_artifact(context).sealed:
+        yield f"{len(cells)} cells x {len(seeds)} training seeds; the held-out samples are not sealed yet: {context.command('heldout')}"
+        return
     every = runs(context)
     left = [run for run in every if not run.finished]
     yield f"{len(cells)} cells x {len(seeds)} training seeds = {len(every)} runs, {len(every) - len(left)} sealed, {len(left)} to do"
@@ -175,7 +178,7 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     )
     trials.wait_for_one(demand, limits.wait_s)
     tasks = {one.task.run: one.task for one in every}
-    name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every])
+    name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every], demand, concurrent)
     try:
         trials.tune_runs([one.describe() for one in left], tasks, demand, storage, name, concurrent)
         if still := [one for one in left if not one.finished]:

@@ -28,6 +28,10 @@ class SweepError(UserError):
     """Runs that failed; the message names the first of them and its reason."""
 
 
+class RunError(UserError):
+    """A run that can't succeed however often it is tried."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """What one run asks of a cluster.
@@ -132,24 +136,30 @@ def _shown(resources: Mapping[str, float]) -> str:
 
 def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, storage: Storage) -> None:
     """Drive one run: the function that a trial calls. Its ranks are Ray Train's, and resume by the run's name."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     task = tasks[config["run"]["run"]]
+    if task.finished:  # by a driver that was killed before Tune heard of it
+        tune.report({"run": task.run, "trial_s": 0.0})
+        return
     trainer = TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if demand.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=demand.ranks, use_gpu=demand.gpu, resources_per_worker=demand.rank),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
             name=task.run,
             storage_path=f"{storage.uri.rstrip('/')}/train",
             failure_config=FailureConfig(max_failures=task.sft.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     started = time.perf_counter()
     result = trainer.fit()
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
+    if "error" in figures:
+        raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
     remove_folder(storage, f"train/{task.run}")  # its checkpoints: the model is sealed
     tune.report({**figures, "trial_s": time.perf_counter() - started})
 
@@ -219,9 +229,13 @@ def _failure(errors: Sequence[BaseException], trials: int) -> str:
     return f"{len(errors)} of {trials} runs failed; the first: {first}"
 
 
-def list_name(fingerprints: Sequence[str]) -> str:
-    """Return the name of Tune's folder for a list of runs."""
-    return digest(sorted(fingerprints))
+def list_name(fingerprints: Sequence[str], demand: Demand, concurrent: int) -> str:
+    """Return the name of Tune's folder for a list of runs.
+
+    What a restored Tune would keep as it was, and wait for without a word where there is less now, is part of it. Nothing is lost with
+    a folder: what is done is sealed, and what was begun resumes by the run's own name.
+    """
+    return digest({"runs": sorted(fingerprints), "driver": demand.bundles[0], "concurrent": concurrent})
 
 
 def remove_folder(storage: Storage, path: str) -> None:

@@ -64,11 +64,12 @@ def prepare_process(device: str, threads: int | None = None) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if threads:
         torch.set_num_threads(threads)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed.ops
+    import transformers
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 

@@ -66,20 +66,29 @@ class Task:
         """Return the run's fingerprint."""
         return self.model.fingerprint
 
+    @property
+    def finished(self) -> bool:
+        """Return whether all that is asked of the run is sealed."""
+        return self.model.sealed and (self.scores is None or self.scores.sealed)
+
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Train, seal and score the run `config["task"]`; every rank of a `TorchTrainer` calls this.
 
     Returns:
-        Plain figures; Ray Train hands on rank 0's.
+        Plain figures; Ray Train hands on rank 0's. A loss that is no number is returned as `error`: raised, it would be tried again.
     """
     started = time.perf_counter()
     task: Task = config["task"]
     from training.engine import prepare_process  # torch comes with it: not when the driver reads this module
+    from training.sft import NonFiniteLoss
 
     prepare_process(task.device, task.threads)
     figures: dict[str, Any] = {"import_s": time.perf_counter() - started}
-    trained = None if task.model.sealed else _train(task, figures)
+    try:
+        trained = None if task.model.sealed else _train(task, figures)
+    except NonFiniteLoss as error:
+        return {"error": str(error)}
     if task.scores is not None and not task.scores.sealed:
         _score(task, trained, figures)
     return {**figures, "run": task.run, "run_s": time.perf_counter() - started}

@@ -40,7 +40,7 @@ from training.model_source import model_digest, resolve_model
 from training.packing import Step, collate, model_inputs, plan_steps
 from training.zero import Memory, refuse_what_cannot_fit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("training.sft")  # as `python -m`, too
 
 TRAIN_SCHEMA = pa.schema(
     [

@@ -99,15 +99,34 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
             "corpus": {"paths": ["builtin:python-docs"]},
             "model": str(model),
             "grid": {"strategies": ["random", "longest"], "sizes": [8], "subset_seeds": [0, 1], "train": ["random*", "longest_n8_s0"]},
-            "sft": {"budget": {"response_tokens": 120}, "response_tokens_per_step": 40, "max_length": 128, "checkpoint_every": 2},
+            "sft": {
+                "budget": {"response_tokens": 120},
+                "response_tokens_per_step": 40,
+                "max_length": 128,
+                "checkpoint_every": 2,
+                "max_failures": 0,
+            },
             "resources": {"use_gpu": False, "cpus_per_rank": 0.9, "driver_cpus": 0.1},
         }
     )
     return Context(experiment, Path("tiny.yaml"))
 
 
-def test_a_sweep_trains_scores_and_seals(context: Context, ray_local: None) -> None:
+def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Context, ray_local: None) -> None:
+    lost, other = sweep.runs(context)
+    part = Path(lost.task.dataset.parts()[0])
+    part.rename(part.with_suffix(".lost"))
+    with pytest.raises(UserError, match="1 of 2 runs failed; the first: .*holds no parquet file"):
+        sweep.run(context)
+    assert other.finished and not lost.task.model.sealed
+    assert list(context.index.read()["runs"]) == other.keys
+
+    # The same command restores Tune's folder and does what is left.
+    part.with_suffix(".lost").rename(part)
+    folders = list((Path(context.storage.uri) / "tune").iterdir())
+    first = other.task.model.manifest
     sweep.run(context)
+    assert list((Path(context.storage.uri) / "tune").iterdir()) == folders and other.task.model.manifest == first
     every = sweep.runs(context)
     assert len(every) == 2 and all(one.finished for one in every)
     index = context.index.read()
@@ -164,6 +183,25 @@ def test_weights_that_are_gone_need_a_word(context: Context) -> None:
         sweep._allow_again(every, "scores", retrain=False)
     sweep._allow_again(every, "scores", retrain=True)
     assert not any(one.task.model.sealed for one in every)
+
+
+def test_the_best_runs_keep_their_weights(context: Context) -> None:
+    every = sweep.runs(context)
+    for one, figure in zip(every, (2.0, 3.0), strict=True):
+        sealed(one.task.model, pa.table({"step": [0]}))
+        context.storage.write_bytes(f"{one.task.model.path}/hf/config.json", b"{}")
+        row = {"metric": "nll", "value": figure, "higher_is_better": False, "primary": True}
+        assert one.task.scores is not None
+        sealed(one.task.scores, pa.Table.from_pylist([{**row, "value": 99.0, "primary": False}, row]))
+    one, other = every
+    sweep._keep_best([one, sweep.Run(other.task, one.cells)])  # of one strategy and size
+    assert has_weights(one.task.model) and not has_weights(other.task.model) and other.task.model.sealed
+
+
+def test_without_held_out_samples_nothing_is_scored(context: Context) -> None:
+    evaluation = context.experiment.evaluation.model_copy(update={"heldout": None})
+    bare = Context(context.experiment.model_copy(update={"evaluation": evaluation}), context.config_path)
+    assert all(one.task.scores is None and not one.finished for one in sweep.runs(bare))
 
 
 def test_tasks_are_plain(context: Context) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,55 @@ def on_ranks(world_size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]
         if any(rank.returncode for rank in ranks):
             raise RuntimeError("\n".join(errors))
         return pickle.loads(Path(folder, "found").read_bytes())
+
+
+# Rows of 64 tokens and 96 response tokens a step: several rows in every step. The rate is high, so that a wrong gradient shows.
+SFT: dict[str, Any] = {
+    "budget": {"response_tokens": 480},
+    "response_tokens_per_step": 96,
+    "max_length": 64,
+    "lr": 3e-3,
+    "warmup": 0.2,
+    "weight_decay": 0.1,
+    "checkpoint_every": 2,
+}
+ZEROS: list[dict[str, Any]] = [*({"stage": stage} for stage in range(4)), {"stage": 2, "offload_optimizer": True}]
+
+
+@dataclass(frozen=True)
+class TwoRanks:
+    """What two ranks gave for each of `ZEROS`: in one go, and resumed from the checkpoint at step 4 of 5; and stage 3's export."""
+
+    whole: list[dict[str, Any]]
+    resumed: list[dict[str, Any]]
+    checkpoints: list[Path]
+    hf: Path
+
+
+@functools.cache
+def two_ranks(model: Path) -> TwoRanks:
+    """Return them; two processes are started once for all tests. Checkpoints lie beside the model's folder."""
+    folder = model.parent / "ranks"
+    checkpoints = [folder / str(number) for number in range(len(ZEROS))]
+    jobs: list[dict[str, Any]] = [
+        {"model": model, "sft": {**SFT, "world_size": 2, "zero": zero}, "checkpoints": place}
+        for zero, place in zip(ZEROS, checkpoints, strict=True)
+    ]
+    jobs[3]["out"] = folder / "hf"
+    found = on_ranks(2, [*jobs, *jobs])
+    return TwoRanks(found[: len(ZEROS)], found[len(ZEROS) :], checkpoints, folder / "hf")
+
+
+def alone() -> None:
+    """Have torch.distributed for this process alone, until it ends: DeepSpeed can't follow a group that is made anew."""
+    import torch
+
+    from training.engine import prepare_process
+
+    prepare_process("cpu", 1)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _main(folder: str, rank: int, world_size: int) -> None:

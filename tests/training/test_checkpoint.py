@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.training.ranks import on_ranks, samples, train
+from tests.training.ranks import SFT, alone, samples, train, two_ranks
 from training.config import SftConfig
-
-SFT: dict[str, Any] = {
-    "budget": {"response_tokens": 360},
-    "response_tokens_per_step": 60,
-    "max_length": 64,
-    "lr": 3e-3,
-    "checkpoint_every": 2,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    """Have torch.distributed for this process alone."""
-    from training.engine import prepare_process, process_group
-
-    prepare_process("cpu", 1)
-    with process_group("cpu"):
-        yield
+def one_rank() -> None:
+    alone()
 
 
-def test_a_resumed_run_gives_the_same_curve_on_two_ranks_in_all_stages(tiny_folder: Path, tmp_path: Path) -> None:
-    zeros = [{"stage": stage} for stage in range(4)]
-    sfts = [{**SFT, "world_size": 2, "zero": zero} for zero in zeros]
-    # The first pass leaves a checkpoint at step 4 of 6; the second begins with it.
-    jobs = [{"model": tiny_folder, "sft": sft, "checkpoints": tmp_path / str(i)} for i, sft in enumerate(sfts)]
-    jobs[3]["out"] = tmp_path / "hf"
-    whole, resumed = on_ranks(2, jobs), on_ranks(2, jobs)
-    for i, (first, second) in enumerate(zip(whole, resumed, strict=True)):
-        assert [path.name for path in (tmp_path / str(i)).iterdir()] == ["step-00000004"]
-        assert first["rows"] == second["rows"] and len(first["rows"]) == 6
+def test_a_resumed_run_gives_the_same_curve_on_two_ranks_in_all_stages(tiny_folder: Path) -> None:
+    two = two_ranks(tiny_folder)
+    for first, second, checkpoints in zip(two.whole, two.resumed, two.checkpoints, strict=True):
+        assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"]
+        assert first["rows"] == second["rows"] and len(first["rows"]) == 5
         for name, array in first["weights"].items():
             np.testing.assert_array_equal(second["weights"][name], array)
-    same_logits(tmp_path / "hf", whole[3]["weights"])
+    same_logits(two.hf, two.whole[3]["weights"])
 
 
 def same_logits(folder: Path, weights: dict[str, Any]) -> None:
@@ -66,7 +47,7 @@ def test_a_checkpoint_that_is_not_whole_is_never_loaded(tiny_folder: Path, tmp_p
     (tmp_path / ".part-00000004").mkdir()
     (tmp_path / ".part-00000004" / "state").write_text("half")
     first = train(tiny_folder, SFT, checkpoints=tmp_path)
-    assert len(first["rows"]) == 6
+    assert len(first["rows"]) == 5
     broken = next((tmp_path / "step-00000004" / "state").iterdir())
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(checkpoint.CheckpointError, match="remove it to start again"):
@@ -97,7 +78,7 @@ def test_the_export_opens_with_equal_logits(tiny_folder: Path, tmp_path: Path, l
     ids = torch.arange(200, 230)[None]
     model: Any = trained.model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(opened(ids).logits, model(ids).logits, atol=0 if lora is None else 1e-5, rtol=0)
+        torch.testing.assert_close(opened(ids).logits, model(ids).logits, atol=0 if lora is None else 1e-4, rtol=0)
     mask = stat.S_IMODE((tiny_folder / "config.json").stat().st_mode)
     for path in (tmp_path / "hf").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == mask, path

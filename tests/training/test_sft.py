@@ -6,7 +6,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from diversity.config import UserError
-from tests.training.ranks import ROOT, on_ranks, samples, train
+from tests.training.ranks import ROOT, SFT, alone, on_ranks, samples, train, two_ranks
 from training.config import SftConfig, learning_rate
-
-# Rows of 64 tokens and 96 response tokens a step: several rows in every step. The rate is high, so that a wrong gradient shows.
-SFT: dict[str, Any] = {
-    "budget": {"response_tokens": 480},
-    "response_tokens_per_step": 96,
-    "max_length": 64,
-    "lr": 3e-3,
-    "warmup": 0.2,
-    "weight_decay": 0.1,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    """Have torch.distributed for this process alone."""
-    from training.engine import prepare_process, process_group
-
-    prepare_process("cpu", 1)
-    with process_group("cpu"):
-        yield
+def one_rank() -> None:
+    alone()
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +72,9 @@ def test_one_rank_with_many_rows_is_plain_pytorch(tiny_folder: Path, plain: dict
 
 
 def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(tiny_folder: Path, plain: dict[str, Any]) -> None:
-    four = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
-    stages = [{"stage": stage} for stage in range(4)] + [{"stage": 2, "offload_optimizer": True}]
-    two = on_ranks(2, [{"model": tiny_folder, "sft": {**SFT, "world_size": 2, "zero": zero}} for zero in stages])
-    agree(four[0], plain, 1e-6, 1e-5)
+    (four,) = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
+    two = two_ranks(tiny_folder).whole
+    agree(four, plain, 1e-6, 1e-5)
     agree(two[0], plain, 1e-6, 1e-5)
     for found in two[1:]:
         agree(found, plain, 2e-6, 2e-5)
@@ -158,7 +141,7 @@ def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path)
 
     pq.write_table(samples(24), tmp_path / "data.parquet")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.sft"]
-    settings = ["budget={response_tokens: 192}", "response_tokens_per_step=96", "max_length=64", "zero.stage=2", "checkpoint_every=1"]
+    settings = ["budget={response_tokens: 192}", "response_tokens_per_step=96", "max_length=64", "checkpoint_every=1"]
     done = subprocess.run(
         [
             *torchrun,
