@@ -23,7 +23,6 @@ import yaml
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
 from ray_jobs.experiment import Experiment, load_experiment
-from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +133,6 @@ class Context:
     def index(self) -> Index:
         """Return the experiment's index."""
         return Index(self.storage, self.experiment.experiment)
-
-    @cached_property
-    def model_folder(self) -> Path:
-        """Return the local folder of the model's tokenizer, and of its weights where only training asks for them."""
-        return resolve_model(self.experiment.model, cache_folder(), tokenizer_only=True)
 
     def connect(self) -> None:
         """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own."""
