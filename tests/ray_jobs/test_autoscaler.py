@@ -98,6 +98,7 @@ def test_a_profile_runs_on_the_worker_that_it_makes_the_cluster_start(head: Head
     storage = Storage(f"{tmp_path}/runs")
     profile = storage.at(Index(storage, "demo").read()["profile"]["response-micro@word"])
     types = profile.read("types")
-    # "j" is in the responses of j..60; the band keeps what 2 to 55 samples have, single digits among them (which are the model's own tokens).
+    # "j" is in the responses of j..60; the band keeps what 2 to 55 samples have,
+    # single digits among them (which are the model's own tokens).
     expected = {str(j): 61 - j for j in range(1, 61) if 2 <= 61 - j <= 55}
     assert {row["label"]: row["df"] for row in types.to_pylist()} == expected
