@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -26,12 +26,19 @@ STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "ana
 
 
 class ProfileConfig(Config):
-    """How samples get their types. Coverage of every dataset is measured on `typings`."""
+    """How samples get their types.
+
+    Attributes:
+        embeddings: `all`: both sides are embedded, which posterior metrics look at; `needed`: only the sides that a macro typing or a
+            strategy looks at, and posterior metrics of the others leave embeddings out.
+        typings: those that coverage of every dataset is measured on.
+    """
 
     embedder: EmbedderConfig = EmbedderConfig()
     topics: TopicsConfig = TopicsConfig()
     tagger: TaggerConfig = TaggerConfig()
     band: BandConfig = BandConfig()
+    embeddings: Literal["all", "needed"] = "all"
     typings: list[str] = list(TYPINGS)
 
     @field_validator("typings")
@@ -124,6 +131,13 @@ class Experiment(Config):
         """
         dialled = [typing for cell in self.cells for typing in needs(cell, self.grid).typings]
         return list(dict.fromkeys([*self.profile.typings, *dialled, *(f"{side}-micro" for side in SIDES)]))
+
+    @property
+    def embedded_sides(self) -> list[str]:
+        """Return the sides whose embeddings are made."""
+        macro = {typing_parts(typing)[0] for typing in self.typings if typing_parts(typing)[1] == "macro"}
+        wanted = macro.union(*(needs(cell, self.grid).embeddings for cell in self.cells))
+        return [side for side in SIDES if self.profile.embeddings == "all" or side in wanted]
 
 
 def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -> Experiment:
