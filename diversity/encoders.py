@@ -175,6 +175,28 @@ class TiktokenEncoder:
         return found
 
 
+class WordEncoder:
+    """Lower-cased white-space words, numbered in order of first appearance in the texts that this encoder has seen.
+
+    For metrics of one side at a time, which count tokens and never ask which they are; `diversity.tokens` types a corpus by words.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self.size = 0
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids (tokens,) int32, offsets (n + 1,) int64)."""
+        numbers = self._numbers
+        rows = [np.array([numbers.setdefault(word, len(numbers)) for word in text.lower().split()], np.int32) for text in texts]
+        self.size = len(numbers)
+        return flatten(rows)
+
+    def contents(self) -> list[bytes]:
+        """Return the words in the order of their numbers."""
+        return [word.encode() for word in self._numbers]
+
+
 def load_encoder(unit: str, folder: Path | None, *, exact: bool = True, check_on: Sequence[str] = ()) -> Encoder:
     """Return the encoder of a micro unit.
 

@@ -8,7 +8,8 @@ import sys
 from diversity.config import near_matches
 from ray_jobs.experiment import STAGES
 
-COMMANDS = ("pipeline", *STAGES)
+TOOLS = ("measure",)
+COMMANDS = ("pipeline", *STAGES, *TOOLS)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,8 @@ class Metric:
         needs: `tokens` (functions take Sequences), `texts` (a list of str) or `embeddings` ((n, d) array).
         more_is_diverse: orientation; None where there is none.
         variants: name of the variant -> function; the first is the main one.
-        matched: whether it depends on the amount of text, so that a variant over equally many tokens is worth having.
+        matched: whether it depends on the amount of data, so that a variant over equally many tokens (of embeddings: samples) is
+            worth having.
     """
 
     needs: str
@@ -97,9 +99,9 @@ METRICS = {
     "compression_ratio": Metric("texts", False, {"pooled": compression_ratio}, matched=True),
     "self_bleu": Metric("tokens", False, {"pooled": self_bleu}, matched=True),
     "entropy": Metric("tokens", True, {"pooled": _entropy, "df": partial(_entropy, document_frequency=True)}, matched=True),
-    "vendi": Metric("embeddings", True, {"pooled": vendi}),
-    "novelsum": Metric("embeddings", True, {"pooled": novelsum}),
-    "knn_distance": Metric("embeddings", True, {"pooled": knn_distance}),
+    "vendi": Metric("embeddings", True, {"pooled": vendi}, matched=True),
+    "novelsum": Metric("embeddings", True, {"pooled": novelsum}, matched=True),
+    "knn_distance": Metric("embeddings", True, {"pooled": knn_distance}, matched=True),
     "effective_types": Metric("tokens", True, {"pooled": _effective_types}, matched=True),
     "mtld": Metric("tokens", True, {"per-sample": mtld}),
     "self_repetition": Metric("tokens", False, {"per-sample": self_repetition}, matched=True),
@@ -116,6 +118,7 @@ def measure(
     embeddings: NDArray[np.floating] | None = None,
     metrics: Sequence[str] | None = None,
     matched_tokens: int | None = None,
+    matched_samples: int | None = None,
     seed: int = 0,
 ) -> pa.Table:
     """Return the metrics of one side of a dataset as rows of METRICS_SCHEMA; NaN where a metric has no value for so little data.
@@ -129,6 +132,8 @@ def measure(
         metrics: names from METRICS; None takes those of PAPER_METRICS whose input is given.
         matched_tokens: adds a variant `first-<T>` of every metric that depends on the amount of text, over the first T tokens of the
             samples in a random order (whole texts for the compression ratio); NaN where the dataset has fewer.
+        matched_samples: adds a variant `samples-<n>` of every metric of embeddings that depends on how many there are, over the first n
+            samples in the same order; NaN where the dataset has fewer.
         seed: of that random order, which is drawn by position.
 
     Raises:
@@ -139,7 +144,9 @@ def measure(
     given = {"tokens": sequences, "texts": rows_of_text, "embeddings": embeddings}
     _check_lengths(given)
     names = [name for name in PAPER_METRICS if given[METRICS[name].needs] is not None] if metrics is None else list(metrics)
-    matched = _first(sequences, rows_of_text, matched_tokens, seed) if matched_tokens is not None else None
+    matched = _first(sequences, rows_of_text, matched_tokens, seed)
+    if embeddings is not None and matched_samples is not None:
+        matched["embeddings"] = _first_rows(embeddings, matched_samples, seed)
     rows = []
     for name in names:
         if name not in METRICS:
@@ -148,9 +155,10 @@ def measure(
         if given[metric.needs] is None:
             raise ValueError(f"metric {name!r} needs {metric.needs}, and none are given")
         values = {variant: function(given[metric.needs]) for variant, function in metric.variants.items()}
-        if metric.matched and matched is not None and metric.needs in matched:
+        if metric.matched and metric.needs in matched:
             part = matched[metric.needs]
-            values[f"first-{matched_tokens}"] = float("nan") if part is None else next(iter(metric.variants.values()))(part)
+            variant = f"samples-{matched_samples}" if metric.needs == "embeddings" else f"first-{matched_tokens}"
+            values[variant] = float("nan") if part is None else next(iter(metric.variants.values()))(part)
         rows += [(name, side, variant, value, metric.more_is_diverse) for variant, value in values.items()]
     return pa.Table.from_pylist([dict(zip(METRICS_SCHEMA.names, row, strict=True)) for row in rows], schema=METRICS_SCHEMA)
 
@@ -161,7 +169,12 @@ def _check_lengths(given: dict[str, Sequences | list[str] | NDArray[np.floating]
         raise ValueError(f"inputs describe different numbers of samples: {lengths}")
 
 
-def _first(sequences: Sequences | None, texts: list[str] | None, budget: int | None, seed: int) -> dict[str, Sequences | list[str] | None]:
+def _first_rows(embeddings: NDArray[np.floating], n: int, seed: int) -> NDArray[np.floating] | None:
+    """Return the embeddings of the first n samples of the random order; None where there are fewer."""
+    return embeddings[np.random.default_rng(seed).permutation(len(embeddings))[:n]] if len(embeddings) >= n else None
+
+
+def _first(sequences: Sequences | None, texts: list[str] | None, budget: int | None, seed: int) -> dict[str, Any]:
     """Return the part of the inputs that holds the first `budget` tokens of a random order; None where there are fewer."""
     if sequences is None or budget is None:
         return {}

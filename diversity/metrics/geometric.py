@@ -6,6 +6,7 @@ Rows are brought to unit length first; a zero row stays zero and is at cosine di
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.floating]
@@ -31,16 +32,15 @@ def mean_pairwise_distance(embeddings: Matrix) -> float:
     The similarities of all ordered pairs sum to |sum u|^2, those of the diagonal to sum |u|^2, so the mean over pairs is
     1 - (|sum u|^2 - sum |u|^2) / (n (n - 1)): for unit rows n / (n - 1) times (1 - |mean u|^2).
     """
-    rows = unit_rows(embeddings)
+    rows = np.asarray(embeddings, np.float32)
     n = len(rows)
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings must be (n, d); got shape {rows.shape}")
+    total, diagonal = _sum_of_units(np.ascontiguousarray(rows))
+    if not np.isfinite(diagonal):
+        raise ValueError("embeddings must be finite")
     if n < 2:
         return float("nan")
-    total = np.zeros(rows.shape[1])
-    diagonal = 0.0
-    for start in range(0, n, BLOCK):
-        block = rows[start : start + BLOCK].astype(np.float64)
-        total += block.sum(axis=0)
-        diagonal += float(np.einsum("ij,ij->", block, block))
     return 1 - (float(total @ total) - diagonal) / (n * (n - 1))
 
 
@@ -130,3 +130,20 @@ def novelsum(embeddings: Matrix, reference: Matrix | None = None, neighbours: in
         near = np.sort(np.partition(squared, neighbours, axis=1)[:, : neighbours + 1], axis=1)[:, 1:]
         total += float((distance @ weights * (near.astype(np.float64).mean(axis=1) + 1e-9) ** -beta).sum())
     return total / n
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _sum_of_units(rows: Matrix) -> tuple[NDArray[np.float64], float]:
+    """Return the sum of the rows at unit length, and of their squared lengths (their number, less zero rows), in one pass."""
+    total = np.zeros(rows.shape[1])
+    units = 0.0
+    for i in range(len(rows)):
+        squared = 0.0
+        for j in range(rows.shape[1]):
+            squared += np.float64(rows[i, j]) * np.float64(rows[i, j])
+        if squared != 0:
+            units += squared / squared  # 1; NaN where a value is not finite
+            scale = 1 / np.sqrt(squared)
+            for j in range(rows.shape[1]):
+                total[j] += scale * rows[i, j]
+    return total, units

@@ -92,6 +92,15 @@ def test_self_bleu_is_that_of_all_pairs(rows, epsilon, max_n):
     assert metrics.self_bleu(csr(rows), max_n, epsilon) == pytest.approx(np.mean(expected), abs=1e-12)
 
 
+def test_self_bleu_is_nltks():
+    bleu = pytest.importorskip("nltk.translate.bleu_score", reason="needs nltk, of the extra `bench`")
+    smooth = bleu.SmoothingFunction(epsilon=0.1).method1
+    rows = [row for row in zipf_documents(40, np.random.default_rng(5)) if len(row) >= 4]
+    expected = [bleu.sentence_bleu(rows[:i] + rows[i + 1 :], row, smoothing_function=smooth) for i, row in enumerate(rows)]
+    assert metrics.self_bleu_each(csr(rows), epsilon=0.1) == pytest.approx(expected, rel=1e-12)
+    assert 0.05 < np.mean(expected) < 0.9
+
+
 def test_self_bleu_by_hand():
     same = [[1, 2, 3, 4, 5]] * 2
     assert metrics.self_bleu(csr(same)) == pytest.approx(1.0)
@@ -296,8 +305,12 @@ def test_bad_input():
         measure("response", texts=["a"], metrics=["vendi"])
     with pytest.raises(ValueError, match="different numbers of samples"):
         measure("response", texts=["a"], embeddings=np.ones((2, 3)))
-    with pytest.raises(ValueError, match="finite"):
-        measure("response", embeddings=np.full((2, 3), np.nan))
+    for broken in (np.nan, np.inf):
+        for function in (metrics.mean_pairwise_distance, metrics.vendi):
+            with pytest.raises(ValueError, match="finite"):
+                function(np.full((2, 3), broken))
+    with pytest.raises(ValueError, match="shape"):
+        metrics.mean_pairwise_distance(np.ones(3))
 
 
 def test_arrow_arrays_and_large_token_ids_are_taken():
