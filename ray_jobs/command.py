@@ -8,7 +8,7 @@ import sys
 from diversity.config import near_matches
 from ray_jobs.experiment import STAGES
 
-TOOLS = ("measure",)
+TOOLS = ("measure", "export")
 COMMANDS = ("pipeline", *STAGES, *TOOLS)
 
 
