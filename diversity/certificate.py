@@ -6,7 +6,7 @@ gets a verdict: pass, FAIL, or not applicable with the reason. `python -m ray_jo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,12 @@ class Verdict:
     detail: str
 
 
-def certify_corpus(ids: np.ndarray, parts: Sequence[pa.Table]) -> tuple[np.ndarray, list[Verdict]]:
+def certify_corpus(ids: np.ndarray, parts: Iterable[pa.Table]) -> tuple[np.ndarray, list[Verdict]]:
     """Return (`(n, 2) uint64` digests of the samples, verdicts on the corpus).
 
     Args:
         ids: `(n,) S32` of all samples.
-        parts: the corpus' tables, one after the other; any iterable, so that one of them is in memory at a time.
+        parts: the corpus' tables, one after the other, so that one of them is in memory at a time.
     """
     found, sound = zip(*(digests(part) for part in parts), strict=True)
     ascending = bool((ids[:-1] < ids[1:]).all())
@@ -106,14 +106,14 @@ class Auditor:
         self._promises = {name: holds for name, holds in PROMISES.items() if from_text or name != FROM_TEXT}
         self._covered: dict[str, list[tuple[Asked, int, np.ndarray]]] = {}
 
-    def dataset(self, asked: Asked, table: pa.Table, manifest: Mapping[str, Any], again: Again | str) -> list[Verdict]:
+    def dataset(self, asked: Asked, table: pa.Table, manifest: Mapping[str, Any], again: Again) -> list[Verdict]:
         """Return the verdicts on one dataset, all but that on nesting.
 
         Args:
             asked: what it was asked to be.
             table: its rows as they were read back.
             manifest: as it was read back.
-            again: what the selection gives now, or why it was not run.
+            again: what the selection gives when it is run now.
         """
         case = Case(asked, table, manifest, self.ground, again)
         if asked.cell.typing is not None:

@@ -44,11 +44,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Again:
-    """What the selection gave when it was run again: sample ids, ascending, the type each was chosen for, and the target."""
+    """What the selection gave when it was run again: sample ids, ascending, the type each was chosen for, the target; or why it refused."""
 
     ids: np.ndarray
     chosen_for: np.ndarray
     target: Mapping[str, int] | None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Case:
     table: pa.Table
     manifest: Mapping[str, Any]
     ground: Ground
-    again: Again | str
+    again: Again
 
     @property
     def cell(self) -> Cell:
@@ -257,9 +258,9 @@ def _control(case: Case) -> Finding:
 
 
 def _seed(case: Case) -> Finding:
-    if isinstance(case.again, str):
-        return NOT_APPLICABLE, case.again
     again = case.again
+    if again.refused:
+        return FAIL, f"the selection refuses it: {again.refused}"
     same = len(np.intersect1d(again.ids, case.ids))
     reasons = dict(zip(again.ids.tolist(), again.chosen_for.tolist(), strict=True))
     stated = zip(case.ids.tolist(), case.table.column("chosen_for").to_pylist(), strict=True)

@@ -1,0 +1,272 @@
+"""Certify sealed datasets: `python -m ray_jobs.certify TARGET… [--cells PATTERN] [--from-text] [--json]`.
+
+TARGET is the folder of a dataset, an experiment's index.json, or its CONFIG.yaml with overrides. Every dataset is held against the sealed
+corpus, profile and peel that it was made from, and chosen once more from its seed. A verdict for each property of each dataset, each
+typing and the corpus: pass, FAIL, or not applicable with the reason. Exit code 1 when anything fails. No cluster is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diversity.artifact import Artifact
+from diversity.cell import Cell, typing_parts
+from diversity.certificate import Auditor, Verdict, certify_corpus, certify_order, certify_text, certify_typing
+from diversity.config import UserError
+from diversity.ground import TEXTS, Ground, Types, id_strings
+from diversity.peel import TypedInputs
+from diversity.promises import FAIL, NOT_APPLICABLE, PASS, Again, Asked
+from diversity.recount import count_text, plain_tokeniser
+from diversity.strategies import Picks, closure_of, needs, prune_typing
+from ray_jobs import dataset_tasks
+from ray_jobs.dataset_tasks import Sources
+from ray_jobs.runtime import cache_folder, configure_process
+from ray_jobs.sealed import SealedDataset, find, sources_of
+from training.model_source import resolve_model
+
+logger = logging.getLogger(__name__)
+
+BATCH = 4096
+CONFIG_HELP = "with key=value …: how datasets were made that were sealed before their manifests said it"
+
+
+def certify(datasets: Sequence[SealedDataset], *, from_text: bool = False) -> list[Verdict]:
+    """Return the verdicts on sealed datasets and on what they were made from.
+
+    Args:
+        datasets: see `ray_jobs.sealed.find`.
+        from_text: whether tokens and words are counted again from the text, with the plain Hugging Face tokenizer.
+    """
+    verdicts: list[Verdict] = []
+    for _, group in itertools.groupby(sorted(datasets, key=lambda one: one.group), key=lambda one: one.group):
+        verdicts += _Audit(list(group), from_text).verdicts()
+    return list(dict.fromkeys(verdicts))
+
+
+@dataclass
+class _Audit:
+    """The audit of datasets that share corpus, profiles and settings."""
+
+    datasets: list[SealedDataset]
+    from_text: bool
+
+    def verdicts(self) -> list[Verdict]:
+        """Return all verdicts: corpus and typings first."""
+        sources = sources_of(self.datasets)
+        ground, verdicts = _ground(sources, self.from_text)
+        auditor = Auditor(ground, from_text=self.from_text)
+        chooser, done = _Chooser(sources), 0
+        alike = lambda one: (one.cell.strategy, one.cell.control)  # noqa: E731
+        for (strategy, control), group in itertools.groupby(sorted(self.datasets, key=alike), key=alike):
+            members = list(group)
+            for one, again in zip(members, chooser.choose([one.cell for one in members]), strict=True):
+                manifest = one.artifact.manifest
+                asked = _asked(one, sources, chooser.quota_k_min(one.cell, manifest))
+                verdicts += auditor.dataset(asked, one.artifact.read(), manifest, again)
+            done += len(members)
+            logger.info("certified %d of %d datasets (%s, control %s)", done, len(self.datasets), strategy, control)
+        return verdicts + auditor.nested()
+
+
+def _ground(sources: Sources, from_text: bool) -> tuple[Ground, list[Verdict]]:
+    """Return what the datasets are held against, and the verdicts on that."""
+    rows = sources.corpus.read(columns=["sample_id", "source"])
+    ids = id_strings(rows.column("sample_id"))
+    hashes, verdicts = certify_corpus(ids, _parts(sources.corpus, ["sample_id", *TEXTS]))
+    logger.info("corpus: %d samples hashed", len(ids))
+    types, tokens, positions, births, text_types = {}, {}, {}, {}, {}
+    for typing, profile in sources.profiles.items():
+        data = profile.read()
+        if not np.array_equal(id_strings(data.column("sample_id")), ids):
+            verdicts.append(Verdict(f"typing {typing}", "df", FAIL, f"{profile.uri} has other rows than the corpus"))
+            continue
+        table = profile.read("types").sort_by("type")
+        types[typing] = _types(sources, typing, data, table)
+        verdicts += certify_typing(typing, types[typing], table, _band(profile))
+        if "tokens" in data.column_names:
+            tokens[typing] = data.column("tokens").to_numpy()
+        if typing in sources.peels:
+            positions[typing], births[typing], found = _order(sources, typing, types[typing], table)
+            verdicts += found
+        if from_text and (band := _band(profile)):
+            text_types[typing], found = _from_text(sources, typing, types[typing], table, tokens[typing], band)
+            verdicts += found
+            logger.info("%s: counted again from the text", typing)
+    lengths = {side: tokens[f"{side}-micro"] for side in ("instruction", "response")}
+    window = sources.corpus.manifest.get("window")
+    names = rows.column("source").to_numpy(zero_copy_only=False).astype(object)
+    held = (tuple(window) if window else None), text_types
+    return Ground(ids, hashes, names, lengths, types, positions, births, *held), verdicts
+
+
+def _parts(corpus: Artifact, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the corpus batch by batch."""
+    filesystem, _ = corpus.storage.filesystem()
+    for part in corpus.parts():
+        with pq.ParquetFile(part, filesystem=filesystem) as file:
+            for batch in file.iter_batches(BATCH, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def _types(sources: Sources, typing: str, data: pa.Table, table: pa.Table) -> Types:
+    """Return the types as they are sealed; outliers that join their nearest topic are joined by the same code as in the build."""
+    if typing_parts(typing)[1] == "macro" and sources.selection.outliers == "nearest":
+        incidence = dataset_tasks.load_typing(sources, typing).incidence
+        return Types(incidence.indptr, incidence.indices, incidence.n_types)
+    lists = data.column("types").combine_chunks()
+    bounds = lists.offsets.to_numpy().astype(np.int64)
+    return Types(bounds - bounds[0], lists.flatten().to_numpy(), table.num_rows)
+
+
+def _band(profile: Artifact) -> tuple[int, int] | None:
+    """Return the lowest and highest df of a micro typing."""
+    band = profile.manifest.get("band")
+    return (band["low"], band["high"]) if band else None
+
+
+def _order(sources: Sources, typing: str, types: Types, table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[Verdict]]:
+    """Return positions and births of the types, and the verdicts on the sealed order."""
+    selection, artifact = sources.selection, sources.peels[typing]
+    peel, births = artifact.read(), artifact.read("births").column("birth").to_numpy()
+    closure = closure_of(typing, selection)
+    algorithm: str = selection.algorithm
+    if algorithm == "peel" and selection.type_order != "peel":
+        algorithm = "static" if selection.type_order == "size" else selection.type_order
+    contents = table.column("content").to_pylist()
+    verdicts = certify_order(typing, types, contents, peel, births, algorithm, closure)
+    position = peel.sort_by("type").column("position").to_numpy()
+    return position, births if algorithm == "unique" else types.births(position, closure), verdicts
+
+
+def _from_text(
+    sources: Sources, typing: str, types: Types, table: pa.Table, tokens: np.ndarray, band: tuple[int, int]
+) -> tuple[Types, list[Verdict]]:
+    """Return the types that the text has, and the verdict on those that are sealed."""
+    side, _, unit = typing_parts(typing)
+    folder = None if unit else resolve_model(sources.model, cache_folder(), tokenizer_only=True)
+    texts = (part.column(side).to_pylist() for part in _parts(sources.corpus, [side]))
+    counted = count_text(texts, plain_tokeniser(unit, folder), band)
+    units = table.column("content" if unit == "word" else "token_id").to_pylist()
+    return counted.types, certify_text(typing, counted, types, units, table.column("df").to_numpy(), tokens, band)
+
+
+def _asked(one: SealedDataset, sources: Sources, quota_k_min: int | None) -> Asked:
+    """Return what a dataset was asked to be."""
+    cell, selection = one.cell, sources.selection
+    quota_typing = cell.typing or sources.grid.random_quota_from
+    return Asked(
+        cell=cell,
+        closure=closure_of(cell.strategy, selection),
+        rho=Fraction(str(selection.rho)),
+        largest=max(sources.grid.sizes) if selection.kmin_from == "largest" else cell.size,
+        quota_from=None if quota_k_min is None else (quota_typing, quota_k_min),
+    )
+
+
+class _Chooser:
+    """Chooses datasets once more, from typings that are pruned anew out of their sealed profiles."""
+
+    def __init__(self, sources: Sources) -> None:
+        """Load what all cells need."""
+        self._sources = sources
+        self._samples = dataset_tasks.load_samples(sources)
+        self._pruned: dict[str, TypedInputs] = {}
+
+    def choose(self, cells: list[Cell]) -> list[Again]:
+        """Return what the selection gives now for cells of one strategy and control; one that it refuses says so."""
+        try:
+            return [Again(self._samples.ids[pick.rows], pick.chosen_for, pick.target) for pick in self._picks(cells)]
+        except UserError as error:
+            if len(cells) == 1:
+                return [Again(np.zeros(0, "S32"), np.zeros(0, np.int32), None, str(error))]
+            return [self.choose([cell])[0] for cell in cells]
+
+    def quota_k_min(self, cell: Cell, manifest: Mapping[str, Any]) -> int | None:
+        """Return the k whose pool gives the quotas of bins: the cell's own k_min, or for `random` that of the typing it goes by."""
+        if not cell.control.endswith("-quota"):
+            return None
+        if cell.typing:
+            return int(manifest["target"]["k_min"])
+        grid = self._sources.grid
+        typed = replace(cell, strategy=grid.random_quota_from, level=grid.fractions[0])
+        return int((self._picks([typed])[0].target or {})["k_min"])
+
+    def _picks(self, cells: list[Cell]) -> list[Picks]:
+        names = list(dict.fromkeys(typing for cell in cells for typing in needs(cell, self._sources.grid).typings))
+        picks = dataset_tasks.choose(self._sources, cells, self._samples, names, *(self._typed(name) for name in names))
+        return picks if isinstance(picks, list) else [picks]
+
+    def _typed(self, name: str) -> TypedInputs:
+        if name not in self._pruned:
+            typing = dataset_tasks.load_typing(self._sources, name)
+            self._pruned[name] = prune_typing(name, typing.incidence, typing.content, self._samples.keys, self._sources.selection)
+        return self._pruned[name]
+
+
+def print_table(verdicts: Sequence[Verdict], datasets: int) -> None:
+    """Print a line for each subject and a column for each property; then every FAIL in full, and why something is not applicable."""
+    by_subject: dict[str, dict[str, Verdict]] = {}
+    for one in verdicts:
+        by_subject.setdefault(one.subject, {})[one.property] = one
+    signs = {PASS: "pass", FAIL: "FAIL", NOT_APPLICABLE: "n/a"}
+    for named in (lambda s: s == "corpus" or s.startswith("typing "), lambda s: s != "corpus" and not s.startswith("typing ")):
+        rows = {subject: found for subject, found in by_subject.items() if named(subject)}
+        names = list(dict.fromkeys(name for found in rows.values() for name in found))
+        wide = max((len(subject) for subject in rows), default=0)
+        print(f"{'':{wide}}  " + "  ".join(names))
+        for subject, found in rows.items():
+            cells = (f"{signs[found[name].outcome] if name in found else '':{len(name)}}" for name in names)
+            print(f"{subject:{wide}}  " + "  ".join(cells).rstrip())
+        print()
+    if datasets == 1:
+        print("\n".join(f"{one.subject}: {one.property}: {one.outcome}: {one.detail}" for one in verdicts), end="\n\n")
+    else:
+        reasons = Counter((one.property, one.detail) for one in verdicts if one.outcome == NOT_APPLICABLE)
+        print("\n".join(f"n/a: {name} of {count}: {reason}" for (name, reason), count in reasons.items()), end="\n\n" if reasons else "")
+        for one in verdicts:
+            if one.outcome == FAIL:
+                print(f"FAIL: {one.subject}: {one.property}: {one.detail}")
+    counts = Counter(one.outcome for one in verdicts)
+    print(f"{datasets} datasets: {counts[PASS]} pass, {counts[FAIL]} FAIL, {counts[NOT_APPLICABLE]} not applicable")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; 0 where nothing fails."""
+    configure_process()
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.certify", description="Certify sealed datasets.")
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="a dataset's folder, an index.json, or a CONFIG.yaml with key=value …")
+    parser.add_argument(
+        "--cells", action="append", default=[], metavar="PATTERN", help="only cells whose names match, e.g. 'response-*_l100_*'"
+    )
+    parser.add_argument("--config", nargs="+", default=[], metavar="CONFIG.yaml", help=CONFIG_HELP)
+    parser.add_argument("--from-text", action="store_true", help="count tokens and words again from the text, with the plain tokenizer")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    given = parser.parse_intermixed_args(argv)
+    try:
+        datasets = find(given.targets, given.cells, given.config)
+        verdicts = certify(datasets, from_text=given.from_text)
+    except UserError as error:
+        print(f"certify: {error}", file=sys.stderr)
+        return error.exit_code
+    if given.json:
+        print(json.dumps([asdict(one) for one in verdicts], ensure_ascii=False, indent=1))
+    else:
+        print_table(verdicts, len(datasets))
+    return 1 if any(one.outcome == FAIL for one in verdicts) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
