@@ -19,7 +19,7 @@ import ray
 from diversity.artifact import MANIFEST, Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
-from ray_jobs import build_datasets, heldout, trials
+from ray_jobs import build_datasets, heldout, profile_corpus, trials
 from ray_jobs.runtime import Context, cache_folder, main
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
@@ -27,7 +27,7 @@ from training.ray_worker import Task, has_weights, remove_weights
 
 logger = logging.getLogger(__name__)
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def runs(context: Context) -> list[Run]:
     folder = resolve_model(experiment.model, cache_folder())
     base_digest = model_digest(folder, cache_folder())
     held = context.require(heldout.heldout_artifact(context), "heldout") if experiment.evaluation.heldout else None
+    profile = _profile(context) if held else None
     sharing: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     datasets: dict[str, Artifact] = {}
     for cell in experiment.trained_cells:
@@ -95,7 +96,7 @@ def runs(context: Context) -> list[Run]:
             dataset=datasets[content],
             heldout=held,
             model=model,
-            scores=_scores_artifact(context, model, held) if held else None,
+            scores=_scores_artifact(context, model, held, profile) if held else None,
             base=experiment.model,
             base_digest=base_digest,
             sft=experiment.sft,
@@ -105,16 +106,24 @@ def runs(context: Context) -> list[Run]:
             threads=max(1, round(experiment.resources.cpus_per_rank)),
             content=content,
             cells=tuple(f"{cell.name}_t{seed}" for cell in cells),
+            profile=profile,
         )
         found.append(Run(task, tuple(cells)))
     return found
 
 
-def _scores_artifact(context: Context, model: Artifact, held: Artifact) -> Artifact:
+def _profile(context: Context) -> Artifact | None:
+    """Return the profile of the model's tokens, if scores by kind of token are asked for."""
+    if not context.experiment.evaluation.by_kind_of_token:
+        return None
+    return context.require(profile_corpus.profile_artifact(context, "response-micro"), "profile_corpus")
+
+
+def _scores_artifact(context: Context, model: Artifact, held: Artifact, profile: Artifact | None) -> Artifact:
     """Return the artifact of a run's scores."""
     config = context.experiment.evaluation.identity()
-    name = fingerprint(stage="scores", version=SCORES_VERSION, config=config, parents=[model.fingerprint, held.fingerprint])
-    return context.storage.artifact("scores", name)
+    parents = [model.fingerprint, held.fingerprint, *([profile.fingerprint] if profile else [])]
+    return context.storage.artifact("scores", fingerprint(stage="scores", version=SCORES_VERSION, config=config, parents=parents))
 
 
 def plan(context: Context) -> Iterator[str]:

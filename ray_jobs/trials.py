@@ -174,7 +174,8 @@ class Told(tune.Callback):
         """Say that a run is done."""
         self.done += 1
         result = trial.last_result or {}
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in (result.get("scores") or {}).items())
+        shown = {name: value for name, value in (result.get("scores") or {}).items() if not name.rpartition("/")[2].startswith("nll_")}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         spent = f"{result.get('trial_s', 0):.0f} s: {result.get('train_s', 0):.0f} training, {result.get('score_s', 0):.0f} scoring"
         logger.info("run %d of %d: %s %s (%s)", self.done, self.total, trial.config["run"]["cell"], scores, spent)
 

@@ -197,6 +197,10 @@ class ChatEncoder:
         bounds = np.cumsum([0, *(len(parts) for parts in split)]).tolist()
         return [_join(parts, ids[start:stop]) for parts, (start, stop) in zip(split, pairwise(bounds), strict=True)]
 
+    def contents(self) -> list[bytes]:
+        """Return the content of each id that a text can have, as typing knows it."""
+        return self._texts.contents()
+
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """Return `(L,) int32`: the conversation up to where the assistant's next answer begins."""
         parts = self._split([*messages, {"role": "assistant", "content": ""}])

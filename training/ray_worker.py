@@ -45,6 +45,7 @@ class Task:
         threads: CPU threads of a rank.
         content: of the dataset.
         cells: `<cell>_t<seed>` of every cell that shares this run, for the manifests.
+        profile: of the model's tokens in the corpus's responses, for scores by kind of token; None leaves those out.
     """
 
     dataset: Artifact
@@ -60,6 +61,7 @@ class Task:
     threads: int
     content: str
     cells: tuple[str, ...]
+    profile: Artifact | None = None
 
     @property
     def run(self) -> str:
@@ -191,7 +193,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from training.evaluators import evaluate_samples
+    from training.evaluators import Subject, evaluate
 
     assert task.scores is not None and task.heldout is not None
     started = time.perf_counter()
@@ -202,23 +204,23 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
         torch.no_grad(),
         torch.autocast(task.device, torch.bfloat16, enabled=half),
     ):
-        table, samples = evaluate_samples(
+        subject = Subject.of(
             trained.model if trained else _open(folder),
             _base_folder(task),
             task.heldout.read(),
-            task.evaluation,
             get_device(),
-            run=task.run,
             template=task.sft.template,
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
+            trained_on=_trained_on(task),
         )
+        scores = evaluate(subject, task.evaluation, run=task.run)
     if context.get_world_rank() != 0:
         return
-    figures |= {"score_s": time.perf_counter() - started, "scores": _named(table.to_pylist())}
+    figures |= {"score_s": time.perf_counter() - started, "scores": _named(scores.table.to_pylist())}
     task.scores.begin()
-    task.scores.write(table)
-    task.scores.write(samples, "samples/part-00000.parquet")
+    task.scores.write(scores.table)
+    task.scores.write(scores.samples, "samples/part-00000.parquet")
     task.scores.seal(
         {
             "run": task.run,
@@ -226,6 +228,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             "content": task.content,
             "dataset": task.dataset.path,
             "heldout": task.heldout.path,
+            "profile": task.profile and task.profile.path,
             "training_seed": task.training_seed,
             "evaluators": task.evaluation.identity(),
             "seconds": figures["score_s"],
@@ -233,6 +236,18 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     )
     if task.sft.keep == "scores":
         remove_weights(task.model)
+
+
+def _trained_on(task: Task) -> Any:
+    """Return what scores by kind of token need: the dataset, and how often each token occurs in the corpus."""
+    from training.evaluators.strata import TrainedOn
+
+    if task.profile is None:
+        return None
+    band = task.profile.manifest["band"]
+    vocabulary = task.profile.read("vocabulary", columns=["content", "df"])
+    samples = task.dataset.read(columns=["messages"])
+    return TrainedOn(samples, vocabulary, band["low"], band["high"], task.sft.max_length, task.sft.overlong)
 
 
 def _named(rows: list[dict[str, Any]]) -> dict[str, float]:

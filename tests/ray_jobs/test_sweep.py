@@ -14,7 +14,7 @@ from diversity.cell import Cell
 from diversity.config import UserError
 from diversity.dataset import content_hash, id_array
 from diversity.samples import sample_id
-from ray_jobs import build_datasets, heldout, sweep, trials
+from ray_jobs import build_datasets, heldout, profile_corpus, sweep, trials
 from ray_jobs.experiment import Experiment
 from ray_jobs.runtime import Context, ResourcesNotAvailable
 from training.ray_worker import has_weights
@@ -90,7 +90,16 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
         table = samples(1000, 6)
         return sealed(storage.artifact("heldout", "h"), table.append_column("split", pa.array(["in"] * 3 + ["out"] * 3)))
 
+    def profile(context: Context, typing: str) -> Artifact:
+        """Return a profile whose one token, the digit 1, occurs in so many samples that it lies above the band."""
+        artifact = storage.artifact("profile", typing)
+        if not artifact.sealed:
+            artifact.begin().write(pa.table({"content": pa.array([b"1"]), "df": [7]}), "vocabulary/part-00000.parquet")
+            artifact.seal({"band": {"low": 2, "high": 5}})
+        return artifact
+
     monkeypatch.setattr(build_datasets, "dataset_artifact", dataset)
+    monkeypatch.setattr(profile_corpus, "profile_artifact", profile)
     monkeypatch.setattr(heldout, "heldout_artifact", held)
     experiment = Experiment.model_validate(
         {
@@ -140,6 +149,8 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
         assert one.task.scores is not None
         scores = one.task.scores.read().to_pylist()
         assert {(row["split"], row["n"]) for row in scores if row["metric"] == "nll"} == {("in", 3), ("out", 3)}
+        assert {row["metric"] for row in scores} >= {"nll", "nll_high", "nll_low", "nll_seen"}
+        assert len(one.task.scores.read("samples")) == 6 and one.task.scores.manifest["profile"] == "profile/response-micro"
         assert one.task.scores.manifest["content"] == one.task.content
         assert not has_weights(one.task.model)
         assert not context.storage.exists(f"train/{one.task.run}")

@@ -1,59 +1,44 @@
 """Evaluators: functions that score a model on held-out samples, one file each, named in one dict. Importable without torch.
 
 To add one: a file with a function `(Subject, options) -> Iterable[Score]` and a `Config` of its options, and a line in each of
-`EVALUATORS` and `OPTIONS`.
+`EVALUATORS` and `OPTIONS`. A comparison looks at several runs' sealed scores instead of at a model, after all are there: a file with
+`(split, SampleFigures, list[SampleFigures]) -> Iterable[Score]`, and a line in each of `COMPARISONS` and `OPTIONS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config, UserError, lookup, parse
 from diversity.heldout import HeldoutConfig
+from diversity.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 
 if TYPE_CHECKING:
     from training.chat import ChatEncoder
+    from training.evaluators.strata import TrainedOn
 
 EVALUATORS = {"nll": "training.evaluators.nll:evaluate"}
-OPTIONS = {"nll": "training.evaluators.nll:NllConfig"}
-
-SCORES_SCHEMA = pa.schema(
-    [
-        ("run", pa.string()),
-        ("evaluator", pa.string()),
-        ("split", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("se", pa.float64()),
-        ("n", pa.int64()),
-        ("higher_is_better", pa.bool_()),
-        ("primary", pa.bool_()),
-    ]
-)
-SAMPLE_SCORES_SCHEMA = pa.schema(
-    [
-        ("run", pa.string()),
-        ("evaluator", pa.string()),
-        ("split", pa.string()),
-        ("metric", pa.string()),
-        ("sample_id", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
+COMPARISONS = {"likelihood_win_rate": "training.evaluators.likelihood_win_rate:compare"}
+COMPARED = {"likelihood_win_rate": "nll"}  # the evaluator whose scores of single samples a comparison reads, and their metric
+OPTIONS = {
+    "nll": "training.evaluators.nll:NllConfig",
+    "likelihood_win_rate": "training.evaluators.likelihood_win_rate:LikelihoodWinRateConfig",
+}
 
 
 class EvaluatorConfig(Config):
     """One evaluator, in YAML its name or `{name, and its options}`.
 
     Attributes:
-        name: one of `EVALUATORS`.
+        name: one of `EVALUATORS` or `COMPARISONS`.
         options: what its own options class takes; checked when the configuration is read.
     """
 
@@ -94,7 +79,9 @@ class EvaluationConfig(Config):
     """
 
     heldout: HeldoutConfig | None = HeldoutConfig()
-    evaluators: list[EvaluatorConfig] = Field(default_factory=lambda: [EvaluatorConfig(name="nll")], min_length=1)
+    evaluators: list[EvaluatorConfig] = Field(
+        default_factory=lambda: [EvaluatorConfig(name="nll"), EvaluatorConfig(name="likelihood_win_rate")], min_length=1
+    )
 
     @field_validator("evaluators")
     @classmethod
@@ -102,11 +89,31 @@ class EvaluationConfig(Config):
         names = [evaluator.name for evaluator in evaluators]
         if len(set(names)) < len(names):
             raise ValueError(f"each evaluator once, not {', '.join(names)}")
+        if names[0] in COMPARISONS:
+            raise ValueError(f"{names[0]} compares the scores of others: name it after {COMPARED[names[0]]}")
+        for name in names:
+            if name in COMPARISONS and COMPARED[name] not in names:
+                raise ValueError(f"{name} needs the evaluator {COMPARED[name]}, too")
         return evaluators
 
+    @property
+    def scoring(self) -> list[EvaluatorConfig]:
+        """Return the evaluators that score a model."""
+        return [evaluator for evaluator in self.evaluators if evaluator.name in EVALUATORS]
+
+    @property
+    def comparisons(self) -> list[EvaluatorConfig]:
+        """Return the evaluators that compare runs by their sealed scores."""
+        return [evaluator for evaluator in self.evaluators if evaluator.name in COMPARISONS]
+
+    @property
+    def by_kind_of_token(self) -> bool:
+        """Return whether an evaluator looks at how often tokens occur in the corpus."""
+        return any(getattr(evaluator.parsed(), "strata", False) for evaluator in self.scoring)
+
     def identity(self) -> list[dict[str, Any]]:
-        """Return what decides the scores, for their fingerprint; the held-out samples are its parent."""
-        return [{"name": evaluator.name, "options": evaluator.parsed().model_dump(mode="json")} for evaluator in self.evaluators]
+        """Return what decides a run's scores, for their fingerprint; the held-out samples are its parent, and comparisons come later."""
+        return [{"name": evaluator.name, "options": evaluator.parsed().model_dump(mode="json")} for evaluator in self.scoring]
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,11 @@ class Subject:
     Attributes:
         model: a causal language model of transformers, on its device, in evaluation mode.
         encoder: its tokenizer and template.
-        splits: held-out samples (`sample_id`, `messages`) by split, `in` or `out`.
+        splits: held-out samples (`sample_id`, `messages`, and `group` where there are any) by split, e.g. `in` and `out`.
         device: where the model is.
         rank: this process's rank.
         world_size: processes that share the work.
+        trained_on: what the model was trained on and the corpus it comes from, for figures by kind of token; None leaves them out.
     """
 
     model: Any
@@ -128,6 +136,46 @@ class Subject:
     device: Any
     rank: int = 0
     world_size: int = 1
+    trained_on: TrainedOn | None = None
+
+    @classmethod
+    def of(cls, model: Any, tokenizer_folder: Path, heldout: pa.Table, device: Any, *, template: str = "auto", **more: Any) -> Subject:
+        """Return the subject of a model and a table of held-out samples.
+
+        Args:
+            model: as above. With ZeRO stage 3, give all ranks.
+            tokenizer_folder: the Hugging Face folder that its tokenizer comes from.
+            heldout: held-out samples with the columns `sample_id`, `messages` and `split`.
+            device: where the model is.
+            template: the chat template of training.
+            more: `rank`, `world_size`, `trained_on`.
+
+        Raises:
+            UserError: there is no held-out sample to score.
+        """
+        from training.chat import ChatEncoder, load_tokenizer
+
+        splits = {name: heldout.filter(pc.equal(heldout["split"], name)) for name in sorted(heldout["split"].unique().to_pylist())}
+        if not splits:
+            raise UserError("there is no held-out sample to score: raise evaluation.heldout.in.fraction, or look at its rejected rows")
+        return cls(model, ChatEncoder(load_tokenizer(tokenizer_folder), template), splits, device, **more)
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """Each sample's figure, `(n,)` each: what paired comparisons of runs need.
+
+    Attributes:
+        ids: of the samples.
+        groups: int32; samples of one prompt group have one number.
+        tokens: int32, response tokens that the figure is of.
+        values: float64.
+    """
+
+    ids: Sequence[str]
+    groups: np.ndarray
+    tokens: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -135,14 +183,14 @@ class Score:
     """One figure for one model on one split.
 
     Attributes:
-        split: `in` or `out`.
+        split: e.g. `in` or `out`.
         metric: what it measures.
         value: the figure.
-        se: its standard error over samples; NaN where there is one sample.
+        se: its standard error over samples, by prompt group where groups have several; NaN where there is one group.
         n: samples.
-        higher_is_better: which way is better.
+        higher_is_better: which way is better; where neither is, which way is more.
         primary: whether the verdict may rest on it.
-        samples: each sample's figure by its id: what paired comparisons of runs need.
+        samples: single figures, where they are kept.
     """
 
     split: str
@@ -152,72 +200,70 @@ class Score:
     n: int
     higher_is_better: bool
     primary: bool = False
-    samples: Mapping[str, float] = field(default_factory=dict, repr=False)
+    samples: SampleFigures | None = field(default=None, repr=False)
 
 
-def evaluate(
-    model: Any,
-    tokenizer_folder: Path,
-    heldout: pa.Table,
-    config: EvaluationConfig,
-    device: Any,
-    *,
-    run: str,
-    template: str = "auto",
-    rank: int = 0,
-    world_size: int = 1,
-) -> pa.Table:
-    """Return a model's scores as a table of `SCORES_SCHEMA`; `evaluate_samples` gives every sample's figure too."""
-    return evaluate_samples(model, tokenizer_folder, heldout, config, device, run=run, template=template, rank=rank, world_size=world_size)[
-        0
-    ]
+@dataclass(frozen=True)
+class Scores:
+    """A model's scores.
+
+    Attributes:
+        table: `SCORES_SCHEMA`.
+        samples: the figures of single samples, `SAMPLE_SCORES_SCHEMA`.
+    """
+
+    table: pa.Table
+    samples: pa.Table
 
 
-def evaluate_samples(
-    model: Any,
-    tokenizer_folder: Path,
-    heldout: pa.Table,
-    config: EvaluationConfig,
-    device: Any,
-    *,
-    run: str,
-    template: str = "auto",
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[pa.Table, pa.Table]:
-    """Return a model's scores (`SCORES_SCHEMA`) and the figures of single samples (`SAMPLE_SCORES_SCHEMA`).
+def evaluate(subject: Subject, config: EvaluationConfig, *, run: str) -> Scores:
+    """Return a model's scores by every evaluator of the configuration.
 
     Args:
-        model: a causal language model of transformers, on the device. With ZeRO stage 3, give all ranks.
-        tokenizer_folder: the Hugging Face folder that its tokenizer comes from.
-        heldout: held-out samples with the columns `sample_id`, `messages` and `split`.
+        subject: the model and the held-out samples. Where several ranks share the work, every rank must call this and
+            torch.distributed must run.
         config: the evaluators.
-        device: where the model is.
         run: the name that the rows get.
-        template: the chat template of training.
-        rank: this process's rank, where several share the work. Then every rank must call this, torch.distributed must run, and all
-            ranks get the same scores.
-        world_size: processes that share the work.
-
-    Raises:
-        UserError: there is no held-out sample to score.
     """
-    from training.chat import ChatEncoder, load_tokenizer
-
-    splits = {name: heldout.filter(pc.equal(heldout["split"], name)) for name in sorted(heldout["split"].unique().to_pylist())}
-    if not splits:
-        raise UserError("there is no held-out sample to score: raise evaluation.heldout.in.fraction, or look at its rejected rows")
-    encoder = ChatEncoder(load_tokenizer(tokenizer_folder), template)
-    subject = Subject(model, encoder, splits, device, rank, world_size)
-    was_training = model.training
-    model.eval()
+    was_training = subject.model.training
+    subject.model.eval()
     rows: list[dict[str, Any]] = []
-    singles: list[dict[str, Any]] = []
-    for number, evaluator in enumerate(config.evaluators):
+    singles = [SAMPLE_SCORES_SCHEMA.empty_table()]
+    for number, evaluator in enumerate(config.scoring):
         for score in lookup(EVALUATORS, evaluator.name, "evaluator")(subject, evaluator.parsed()):
             name = {"run": run, "evaluator": evaluator.name, "split": score.split, "metric": score.metric}
             figures = {"value": score.value, "se": score.se, "n": score.n, "higher_is_better": score.higher_is_better}
             rows.append({**name, **figures, "primary": score.primary and number == 0})
-            singles += [{**name, "sample_id": sample, "value": value} for sample, value in score.samples.items()]
-    model.train(was_training)
-    return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), pa.Table.from_pylist(singles, schema=SAMPLE_SCORES_SCHEMA)
+            if score.samples is not None:
+                singles.append(_sample_rows(name, score.samples))
+    subject.model.train(was_training)
+    return Scores(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), pa.concat_tables(singles))
+
+
+def group_numbers(samples: pa.Table) -> np.ndarray:
+    """Return `(n,) int32`: one number for all samples of a prompt group; each sample its own where there is no column `group`."""
+    column = samples["group" if "group" in samples.column_names else "sample_id"]
+    return column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def mean_and_error(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Return the mean over samples and its standard error, with groups (not samples) as what was drawn independently.
+
+    With r_g the sum of a group's deviations from the mean and G groups of n samples in all, se^2 = G / (G - 1) sum_g r_g^2 / n^2.
+    Where every group is a single sample this is the usual standard deviation / sqrt(n). NaN for one group.
+    """
+    mean, n = float(values.mean()), len(values)
+    names, numbers = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return mean, float("nan")
+    if len(names) == n:
+        return mean, float(values.std(ddof=1) / np.sqrt(n))
+    sums = np.bincount(numbers, weights=values - values.mean())
+    return mean, float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / n)
+
+
+def _sample_rows(name: Mapping[str, str], figures: SampleFigures) -> pa.Table:
+    n = len(figures.ids)
+    heads = [pa.array([value], pa.string()).take(pa.array(np.zeros(n, np.int32))) for value in name.values()]
+    columns = [*heads, pa.array(figures.ids, pa.string()), *(pa.array(x) for x in (figures.groups, figures.tokens, figures.values))]
+    return pa.Table.from_arrays(columns, names=SAMPLE_SCORES_SCHEMA.names).cast(SAMPLE_SCORES_SCHEMA)

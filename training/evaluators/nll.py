@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pydantic import Field
 from diversity.config import Config, UserError
 from diversity.keys import order, priorities, sample_keys
 from training.chat import NO_LABEL, ChatEncoder, Encoded, cut_response, fit
-from training.evaluators import Score, Subject
+from training.evaluators import SampleFigures, Score, Subject, group_numbers, mean_and_error
+from training.evaluators.strata import METRICS, N_CODES, TokenStrata
 from training.packing import Batch, assign, collate, model_inputs
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class NllConfig(Config):
         min_response_tokens: shorter responses, their end of turn included, are left out. Below 20, no score is primary.
         max_length: tokens of a sample; what is longer is cut at its response's end.
         row_tokens: tokens of a packed row; null takes 512 on a CPU and 8192 on a GPU. It changes no score.
+        strata: whether the NLL follows by kind of token, too: by band of document frequency in the corpus, and by seen or unseen in
+            the dataset that the run was trained on.
     """
 
     max_samples: int | None = Field(default=None, ge=1)
@@ -44,27 +48,44 @@ class NllConfig(Config):
     min_response_tokens: int = Field(default=PRIMARY_MIN_TOKENS, ge=1)
     max_length: int = Field(default=2048, ge=8)
     row_tokens: int | None = Field(default=None, ge=1)
+    strata: bool = True
 
 
 def evaluate(subject: Subject, config: NllConfig) -> Iterator[Score]:
     """Yield for each split the NLL per response token in nats, macro-averaged: the mean over samples of each sample's mean.
 
-    The standard error is that of a mean of n independent samples. The score on `out` is the primary one: on `in`, a model is rewarded
-    for likeness to the corpus.
+    The standard error is that of a mean over prompt groups. The score on `out` is the primary one: on `in`, a model is rewarded for
+    likeness to the corpus. Where it is known what the model was trained on, the same follows by kind of token (`strata.METRICS`): each
+    macro-averaged over the samples that have such tokens.
     """
+    strata = subject.trained_on.strata(subject.encoder) if subject.trained_on and config.strata else None
     for split, samples in subject.splits.items():
-        ids, encoded = chosen(samples, split, subject.encoder, config)
-        values = sample_nll(
-            subject.model, encoded, subject.device, row_tokens=config.row_tokens, rank=subject.rank, world_size=subject.world_size
+        places, encoded = chosen(samples, split, subject.encoder, config)
+        found = sample_nll(
+            subject.model,
+            encoded,
+            subject.device,
+            row_tokens=config.row_tokens,
+            rank=subject.rank,
+            world_size=subject.world_size,
+            strata=strata,
         )
-        se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        groups = group_numbers(samples)[places]
+        ids = samples["sample_id"].take(pa.array(places)).to_pylist()
+        single = SampleFigures(ids, groups, np.array([sample.response_tokens for sample in encoded], np.int32), found.means)
+        mean, se = mean_and_error(found.means, groups)
         primary = split == PRIMARY_SPLIT and config.min_response_tokens >= PRIMARY_MIN_TOKENS
-        each = dict(zip(ids, values.tolist(), strict=True))
-        yield Score(split, "nll", float(values.mean()), se, len(values), higher_is_better=False, primary=primary, samples=each)
+        yield Score(split, "nll", mean, se, len(ids), higher_is_better=False, primary=primary, samples=single)
+        for metric, codes in METRICS.items() if strata else ():
+            counts = found.counts[:, codes].sum(1)
+            have = counts > 0
+            if have.any():
+                mean, se = mean_and_error(found.sums[have][:, codes].sum(1) / counts[have], groups[have])
+                yield Score(split, metric, mean, se, int(have.sum()), higher_is_better=False)
 
 
-def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfig) -> tuple[list[str], list[Encoded]]:
-    """Return ids and tokens of the samples that every run scores: in the order of a keyed hash, so many as are wanted.
+def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfig) -> tuple[np.ndarray, list[Encoded]]:
+    """Return places (rows of the table) and tokens of the samples that every run scores: so many as are wanted, by a keyed hash.
 
     Which they are depends on the samples, the tokenizer and the config, never on the run.
 
@@ -73,33 +94,49 @@ def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfi
     """
     places = order(priorities(sample_keys(samples["sample_id"]), 0, "evaluate"))
     wanted = config.max_samples or len(places)
-    ids: list[str] = []
+    found: list[int] = []
     encoded: list[Encoded] = []
     left_out = 0
     for start in range(0, len(places), 256):  # 64 samples of a large split cost no more than they must
-        some = samples.take(pa.array(places[start : start + 256]))
-        for sample_id, whole in zip(some["sample_id"].to_pylist(), encoder.encode_all(some["messages"].to_pylist()), strict=True):
+        some = places[start : start + 256]
+        for place, whole in zip(some.tolist(), encoder.encode_all(samples["messages"].take(pa.array(some)).to_pylist()), strict=True):
             sample = _scored_part(whole, config)
             if sample is None:
                 left_out += 1
-            elif len(ids) < wanted:
-                ids.append(sample_id)
+            elif len(found) < wanted:
+                found.append(place)
                 encoded.append(sample)
-        if len(ids) == wanted:
+        if len(found) == wanted:
             break
-    if not ids:
+    if not found:
         raise NothingToScore(
             f"none of {len(places)} held-out samples of split {split} has a response of {config.min_response_tokens} tokens within "
             f"{config.max_length}: lower min_response_tokens or raise max_length of the evaluator nll"
         )
-    logger.info("nll on %d samples of split %s (%d passed over: response too short, or prompt too long)", len(ids), split, left_out)
-    return ids, encoded
+    logger.info("nll on %d samples of split %s (%d passed over: response too short, or prompt too long)", len(found), split, left_out)
+    return np.array(found, np.int64), encoded
+
+
+@dataclass(frozen=True)
+class SampleNll:
+    """The NLL of samples: each sample's mean per response token `(n,)`, and by stratum its sums and token counts `(n, codes)`."""
+
+    means: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
 
 
 def sample_nll(
-    model: Any, encoded: Sequence[Encoded], device: Any, *, row_tokens: int | None = None, rank: int = 0, world_size: int = 1
-) -> np.ndarray:
-    """Return each sample's mean NLL per response token in nats, `(n,) float64`, on every rank.
+    model: Any,
+    encoded: Sequence[Encoded],
+    device: Any,
+    *,
+    row_tokens: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    strata: TokenStrata | None = None,
+) -> SampleNll:
+    """Return each sample's NLL in nats, float64, on every rank; without strata there is one code, 0.
 
     Samples are packed into rows as in training, so nothing is padded, and logits are computed where a label asks for them only.
     """
@@ -107,14 +144,27 @@ def sample_nll(
 
     lengths = np.array([len(sample) for sample in encoded])
     row_tokens = max(row_tokens or ROW_TOKENS.get(torch.device(device).type, 512), int(lengths.max()))
-    sums = torch.zeros(len(encoded), dtype=torch.float64, device=device)
+    codes = strata.codes if strata else None
+    sums = torch.zeros(len(encoded), 1 + (N_CODES if strata else 1), dtype=torch.float64, device=device)  # the first column: all tokens
     for part in assign(range(len(encoded)), lengths, row_tokens, world_size)[rank]:
         batch = collate(encoded, part)
         owner = torch.tensor(batch.sample_indices, device=device)[torch.from_numpy(_owners(batch)).to(device)]
-        sums.index_add_(0, owner, token_nll(model, batch, device).double())
+        found = token_nll(model, batch, device).double()
+        sums[:, 0].index_add_(0, owner, found)
+        labels = batch.labels[0][batch.labels[0] != NO_LABEL]
+        code = torch.from_numpy(codes[labels].astype(np.int64) if codes is not None else np.zeros(len(labels), np.int64)).to(device)
+        sums.view(-1).index_add_(0, owner * sums.shape[1] + 1 + code, found)
     if world_size > 1:
         torch.distributed.all_reduce(sums)
-    return sums.cpu().numpy() / np.array([sample.response_tokens for sample in encoded])
+    totals = sums.cpu().numpy()
+    return SampleNll(totals[:, 0] / np.array([sample.response_tokens for sample in encoded]), totals[:, 1:], _counts(encoded, codes))
+
+
+def _counts(encoded: Sequence[Encoded], codes: np.ndarray | None) -> np.ndarray:
+    """Return each sample's labelled tokens by stratum, `(n, codes) int64`."""
+    if codes is None:
+        return np.array([[sample.response_tokens] for sample in encoded], np.int64)
+    return np.stack([np.bincount(codes[sample.labels[sample.labels != NO_LABEL]], minlength=N_CODES) for sample in encoded])
 
 
 def token_nll(model: Any, batch: Batch, device: Any) -> Any:
