@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diversity.artifact import fingerprint
 from diversity.config import Config
+from training.trackers import TrackersConfig
 
 Stage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16"]
@@ -17,7 +18,17 @@ VERSION = 1  # raised whenever the code changes what a run computes from the sam
 
 # What changes neither the weights nor the scores, or is an axis of its own, so that it is no part of a run's identity.
 NOT_IDENTITY = frozenset(
-    {"training_seeds", "row_tokens", "precision", "gradient_checkpointing", "checkpoint_every", "max_failures", "keep", "retrain"}
+    {
+        "training_seeds",
+        "row_tokens",
+        "precision",
+        "gradient_checkpointing",
+        "checkpoint_every",
+        "max_failures",
+        "keep",
+        "retrain",
+        "trackers",
+    }
 )
 
 
@@ -109,6 +120,7 @@ class SftConfig(Config):
         max_failures: how often a run's ranks are started again after a failure, from the last checkpoint.
         keep: which weights stay once scores are sealed: none, those of the best run for each strategy and size, or all.
         retrain: allow training again what has been trained, where weights are asked for that are gone.
+        trackers: where curves go beside train.parquet and TensorBoard.
     """
 
     budget: BudgetConfig = BudgetConfig(epochs=3)
@@ -133,6 +145,7 @@ class SftConfig(Config):
     max_failures: int = Field(default=2, ge=0)
     keep: Literal["scores", "best", "all"] = "scores"
     retrain: bool = False
+    trackers: TrackersConfig = TrackersConfig()
 
     @field_validator("training_seeds")
     @classmethod

@@ -15,7 +15,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diversity.config import UserError
+from training.attention import use_packed_attention
 from training.config import LoraConfig, Precision, SftConfig
+from training.loss import has_plain_head, linear_cross_entropy
 from training.zero import ModelShape, deepspeed_config, parameters_in_bf16
 
 NO_LABEL = -100
@@ -25,27 +27,33 @@ LOGIT_ROWS = 1024  # positions whose logits are held in fp32 at once
 class RowLoss(nn.Module):
     """A causal language model whose output is the sum of the cross-entropy over a row's labelled tokens.
 
-    Logits are computed where a label asks for them and nowhere else: prompts cost no output layer. They are turned into fp32 in
-    pieces that the backward pass computes again, because of a large vocabulary they would be the largest tensor of all.
+    The output layer sees the states that predict a label and no others: prompts cost none of it. Where a model's logits are its output
+    layer's and nothing else, they never exist as a whole (`training.loss`); elsewhere they are turned into fp32 in pieces.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.pieces = has_plain_head(model)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Return the sum over labelled tokens, () float32.
 
         Args:
             input_ids: (1, L) int64.
             labels: (1, L) int64, aligned with input_ids, -100 where nothing is learnt; the shift to the left happens here.
-            inputs: what else the model takes: position ids, the mask.
+            inputs: what else the model takes: position ids, the samples' bounds or the mask.
         """
         following = labels[0, 1:]
         predicting = torch.nonzero(following != NO_LABEL).flatten()
-        logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=predicting, **inputs).logits[0]
         targets = following[predicting]
-        if logits.dtype == torch.float32 or len(targets) <= LOGIT_ROWS:
+        model: Any = self.model
+        if self.pieces:
+            states = model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[0, predicting]
+            head = model.get_output_embeddings()
+            return linear_cross_entropy(states, head.weight, head.bias, targets)
+        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=predicting, **inputs).logits[0]
+        if len(targets) <= LOGIT_ROWS:
             return _summed(logits, targets)
         pieces = zip(logits.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
         return torch.stack([checkpoint(_summed, *piece, use_reentrant=False) for piece in pieces]).sum()
@@ -101,8 +109,10 @@ def process_group(device: str) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int, attention: str = "sdpa") -> nn.Module:
+def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int) -> nn.Module:
     """Return the folder's causal language model, ready to be trained, on the CPU.
+
+    With ZeRO stage 3 it comes up in parts: rank 0 alone reads the weights, layer by layer, and each rank keeps its share of them.
 
     Raises:
         UserError: transformers can't open it as a causal language model.
@@ -110,15 +120,32 @@ def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int,
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if parameters_in_bf16(sft.zero, precision) else torch.float32
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+    with _partitioned(sft, precision):
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+    use_packed_attention(model)
     if sft.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if sft.lora is not None:
+        if sft.gradient_checkpointing:
+            model.enable_input_require_grads()
         model = with_adapters(model, sft.lora, seed=seed)
     return model.train()
+
+
+@contextlib.contextmanager
+def _partitioned(sft: SftConfig, precision: Precision) -> Iterator[None]:
+    """Have transformers spread a model over the ranks while it is made, where ZeRO's stage is 3."""
+    if sft.zero.stage != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    asked = HfDeepSpeedConfig(deepspeed_config(sft, precision))  # transformers asks for it as long as it lives
+    yield
+    del asked
 
 
 def with_adapters(model: Any, lora: LoraConfig, *, seed: int) -> Any:
@@ -131,26 +158,45 @@ def with_adapters(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     return peft.get_peft_model(model, peft.LoraConfig(**chosen, task_type="CAUSAL_LM"))
 
 
-def shape_of(model: Any) -> ModelShape:
-    """Return what the memory estimate wants to know of a model."""
-    config = model.config
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
+    """Return what memory and arithmetic of a run depend on, out of the model's config alone: no weight is read.
+
+    Raises:
+        UserError: transformers can't make a causal language model of the config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+    config, head = model.config, model.get_output_embeddings()
+    outside = {id(model.get_input_embeddings().weight), id(head.weight)}
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
+    if sft.lora is not None:
+        with torch.device("meta"):
+            model = with_adapters(model, sft.lora, seed=0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable=trainable,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         vocabulary=config.vocab_size,
+        block_weights=matrices,
+        attention_width=config.num_attention_heads * width,
     )
 
 
 def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that learn; weight decay is for matrices, not for norms and biases."""
     learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [len(getattr(p, "ds_shape", p.shape)) >= 2 for p in learning]  # a rank's part of a parameter is flat
     groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": sft.weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, matrix in zip(learning, matrices, strict=True) if matrix], "weight_decay": sft.weight_decay},
+        {"params": [p for p, matrix in zip(learning, matrices, strict=True) if not matrix], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if sft.zero.offload_optimizer and device == "cuda":

@@ -186,16 +186,30 @@ def attention_mask(batch: Batch, dtype: Any = None) -> Any:
 def model_inputs(batch: Batch, model: Any, device: Any) -> dict[str, Any]:
     """Return what the model's `forward` takes for a packed row, on the device.
 
-    Where the model runs FlashAttention, its varlen path reads the samples' bounds from the position ids; elsewhere the mask tells them.
+    `packed` attention (`training.attention`) gets the samples' bounds, transformers' FlashAttention reads them from the position ids, and
+    elsewhere a mask tells them.
     """
     import torch
 
     inputs = {"input_ids": torch.from_numpy(batch.input_ids), "position_ids": torch.from_numpy(batch.position_ids)}
     attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
-    if "flash" not in attention:
+    lengths: dict[str, int] = {}
+    if attention == "packed":
+        bounds = sample_bounds(batch)
+        longest = int(np.diff(bounds).max())
+        lengths = {"max_length_q": longest, "max_length_k": longest}
+        inputs |= {"cu_seq_lens_q": torch.from_numpy(bounds), "cu_seq_lens_k": torch.from_numpy(bounds)}
+        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers then builds none
+    elif "flash" not in attention:
         dtype = next(model.parameters()).dtype if attention == "eager" else None
         inputs["attention_mask"] = attention_mask(batch, dtype)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}, **lengths}
+
+
+def sample_bounds(batch: Batch) -> np.ndarray:
+    """Return where a row's samples begin, and its end, `(n + 1,) int32`; padding counts as a sample."""
+    changes = np.flatnonzero(np.diff(batch.segment[0])) + 1
+    return np.concatenate([[0], changes, [batch.segment.shape[1]]]).astype(np.int32)
 
 
 def _stream(keys: np.ndarray, seed: int, response_tokens: np.ndarray, budget_tokens: int | None, epochs: float | None) -> np.ndarray:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -31,14 +30,16 @@ import yaml
 
 from diversity.artifact import digest
 from diversity.config import UserError, parse
-from diversity.keys import sample_keys
-from training.chat import ChatEncoder, Encoded, fit, load_tokenizer
 from training.checkpoint import CheckpointFolder, export
 from training.config import SftConfig, learning_rate, run_fingerprint
+from training.data import Data, Job, prepare_data, read_samples
 from training.engine import build_engine, free_memory, load_model, prepare_process, process_group, shape_of
+from training.flops import matmul_ceiling, step_flops
 from training.model_source import model_digest, resolve_model
-from training.packing import Step, collate, model_inputs, plan_steps
-from training.zero import Memory, refuse_what_cannot_fit
+from training.packing import Step, collate, model_inputs
+from training.progress import Progress, describe, summary
+from training.trackers import Trackers, flat, open_trackers
+from training.zero import refuse_what_cannot_fit
 
 logger = logging.getLogger("training.sft")  # as `python -m`, too
 
@@ -50,43 +51,13 @@ TRAIN_SCHEMA = pa.schema(
         ("response_tokens", pa.int64()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
+        ("flops", pa.float64()),
     ]
 )
-PROGRESS_EVERY_S = 5.0
 
 
 class NonFiniteLoss(UserError):
     """A loss that is no number; the message names the step and the samples of the batch."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning.
-
-    Attributes:
-        model: a Hugging Face folder on this node.
-        samples: a dataset's rows; `sample_id` and `messages` are read, sorted by sample_id.
-        sft: how.
-        training_seed: seed of the data order, and of adapters and dropout where there are any.
-        device: `cpu` or `cuda`.
-    """
-
-    model: Path
-    samples: pa.Table
-    sft: SftConfig
-    training_seed: int
-    device: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from: encoded samples that fit, and every step's batch; the same on all ranks."""
-
-    encoded: list[Encoded]
-    sample_ids: list[str]
-    steps: list[Step]
-    counts: dict[str, int]
-    chat_template: str
 
 
 @dataclass
@@ -105,38 +76,7 @@ class Trained:
 
 
 SaveCheckpoint = Callable[[Any, int, list[dict[str, Any]]], None]  # of the engine, the steps done, their rows; called on all ranks
-
-
-def prepare_data(job: Job, world_size: int) -> Data:
-    """Return the encoded samples and the plan of all steps.
-
-    Raises:
-        UserError: no sample fits.
-    """
-    sft = job.sft
-    encoder = ChatEncoder(load_tokenizer(job.model), sft.template)
-    whole = encoder.encode_all(job.samples["messages"].to_pylist())
-    fitted = [fit(one, sft.max_length, sft.overlong) for one in whole]
-    kept = [i for i, one in enumerate(fitted) if one is not None]
-    if not kept:
-        raise UserError(f"none of {len(whole)} samples fits sft.max_length={sft.max_length}")
-    encoded = [one for one in fitted if one is not None]
-    cut = sum(len(fitted[i] or ()) < len(whole[i]) for i in kept)
-    ids = job.samples["sample_id"].to_pylist()
-    steps = plan_steps(
-        np.array([len(one) for one in encoded]),
-        np.array([one.response_tokens for one in encoded]),
-        budget_tokens=sft.budget.response_tokens,
-        epochs=sft.budget.epochs,
-        tokens_per_step=sft.response_tokens_per_step,
-        max_length=sft.max_length,
-        row_tokens=sft.capacity,
-        seed=job.training_seed,
-        world_size=world_size,
-        keys=sample_keys([ids[i] for i in kept]),
-    )
-    counts = {"samples": len(encoded), "truncated": cut, "dropped": len(whole) - len(kept)}
-    return Data(encoded, [ids[i] for i in kept], steps, counts, encoder.chat_template)
+OpenTrackers = Callable[[list[dict[str, Any]]], Trackers]
 
 
 def fine_tune(
@@ -145,6 +85,7 @@ def fine_tune(
     resume: Callable[[Any], tuple[int, list[dict[str, Any]]]] | None = None,
     checkpoint: SaveCheckpoint | None = None,
     memory: tuple[int, int | None] | None = None,
+    track: OpenTrackers | None = None,
 ) -> Trained:
     """Return the trained engine. Every rank calls this; torch.distributed runs already (`engine.process_group`).
 
@@ -153,34 +94,66 @@ def fine_tune(
         resume: loads a checkpoint into a new engine and returns the steps done and their rows.
         checkpoint: saves one, every `sft.checkpoint_every` steps.
         memory: bytes that a rank can have on its device, and on its host for what is offloaded; None checks nothing.
+        track: opens what the curve is told to, given the rows of the steps done; called on rank 0.
 
     Raises:
         NonFiniteLoss: a step's loss is no number.
-        DoesNotFit: the run's estimate exceeds `memory`.
+        DoesNotFit: the run's estimate exceeds `memory`; no weight has been read by then.
     """
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     if world_size != job.sft.world_size:
         raise UserError(f"this run is of sft.world_size={job.sft.world_size}, and there are {world_size} ranks")
-    started = time.perf_counter()
+    clock = Clock()
     data = prepare_data(job, world_size)
+    clock.lap("data_s")
     precision = job.sft.resolved_precision(job.device)
-    model = load_model(job.model, job.sft, precision, seed=job.training_seed)
-    shape = shape_of(model)
+    shape = shape_of(job.model, job.sft)
     device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
     needed = refuse_what_cannot_fit(shape, job.sft, precision, device_bytes=device_bytes, host_bytes=host_bytes)
-    engine = build_engine(model, job.sft, precision, job.device)
-    done, rows = resume(engine) if resume else (0, [])
     if rank == 0:
-        logger.info("%s", describe(data, shape.parameters, needed))
-    progress = Progress(len(data.steps), done, speaks=rank == 0)
-    setup_s = time.perf_counter() - started
-    for step in range(done, len(data.steps)):
-        rows.append(_one_step(engine, job, data, step, rank, world_size))
-        progress.tell(rows)
-        every = job.sft.checkpoint_every
-        if checkpoint and every and (step + 1) % every == 0 and step + 1 < len(data.steps):
-            checkpoint(engine, step + 1, rows)
-    return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat_template, _summary(data, rows, setup_s))
+        logger.info("%s", describe(data.counts, data.steps, shape, needed, world_size))
+    model = load_model(job.model, job.sft, precision, seed=job.training_seed)
+    clock.lap("load_s")
+    engine = build_engine(model, job.sft, precision, job.device)
+    clock.lap("engine_s")
+    done, rows = resume(engine) if resume else (0, [])
+    clock.lap("resume_s")
+    ceiling = world_size * matmul_ceiling(job.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    clock.lap("ceiling_s")
+    progress = Progress(len(data.steps), done, ceiling=ceiling, speaks=rank == 0)
+    trackers = track(rows) if track and rank == 0 else None
+    try:
+        for step in range(done, len(data.steps)):
+            row = _one_step(engine, job, data, step, rank, world_size)
+            row["flops"] = step_flops(shape, [len(data.encoded[i]) for i in data.steps[step].samples], row["response_tokens"])
+            rows.append(row)
+            if step == done:
+                clock.lap("first_step_s")
+            progress.tell(rows)
+            if trackers:
+                pace = {"tokens_per_s": row["tokens"] / row["seconds"], "mfu": row["flops"] / row["seconds"] / ceiling}
+                trackers.step({**row, **pace})
+            every = job.sft.checkpoint_every
+            if checkpoint and every and (step + 1) % every == 0 and step + 1 < len(data.steps):
+                checkpoint(engine, step + 1, rows)
+    finally:
+        if trackers:
+            trackers.close()
+    figures = summary(data.counts, data.steps, rows, clock.laps, ceiling)
+    return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat_template, figures)
+
+
+class Clock:
+    """Seconds of one part of the work after the other."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a part."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
 
 
 def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_size: int) -> dict[str, Any]:
@@ -220,68 +193,6 @@ def _blame(data: Data, plan: Step, shown: int = 20) -> str:
     return (
         f"the loss of step {plan.number} is not finite; lower sft.lr, or look at the samples of its batch: {', '.join(ids[:shown])}{more}"
     )
-
-
-def describe(data: Data, parameters: int, needed: Memory) -> str:
-    """Return one line on what is about to be trained."""
-    response, total = sum(step.response_tokens for step in data.steps), sum(step.tokens for step in data.steps)
-    return (
-        f"{data.counts['samples']} samples ({data.counts['truncated']} cut, {data.counts['dropped']} dropped), {len(data.steps)} steps, "
-        f"{response} response tokens of {total}, {data.steps[-1].epoch:.2f} epochs; {parameters / 1e6:.1f}M parameters: {needed}"
-    )
-
-
-class Progress:
-    """Rank 0's line every few seconds: step, loss, tokens a second, time left."""
-
-    def __init__(self, steps: int, done: int, *, speaks: bool) -> None:
-        self.steps, self.first, self.speaks = steps, done, speaks
-        self.started = self.told = time.perf_counter()
-
-    def tell(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Say where the run stands, if it is time."""
-        now, done = time.perf_counter(), len(rows)
-        if not self.speaks or (done < self.steps and now - self.told < PROGRESS_EVERY_S):
-            return
-        self.told = now
-        seconds = now - self.started
-        tokens = sum(row["tokens"] for row in rows[self.first :])
-        left = seconds / max(done - self.first, 1) * (self.steps - done)
-        speed = tokens / max(seconds, 1e-9)
-        logger.info("step %d of %d: loss %.4f, %.0f tokens/s, %.0f s left", done, self.steps, rows[-1]["loss"], speed, left)
-
-
-def _summary(data: Data, rows: Sequence[dict[str, Any]], setup_s: float) -> dict[str, Any]:
-    seconds = sum(row["seconds"] for row in rows)
-    tokens = sum(row["tokens"] for row in rows)
-    return {
-        **data.counts,
-        "steps": len(rows),
-        "epochs": data.steps[-1].epoch,
-        "response_tokens": sum(row["response_tokens"] for row in rows),
-        "tokens": tokens,
-        "first_loss": rows[0]["loss"],
-        "last_loss": rows[-1]["loss"],
-        "setup_s": setup_s,
-        "train_s": seconds,
-        "tokens_per_s": tokens / max(seconds, 1e-9),
-    }
-
-
-def read_samples(path: Path) -> pa.Table:
-    """Return a dataset's rows from a sealed folder, a folder of parquet files, or one file, sorted by sample_id.
-
-    Raises:
-        UserError: there is nothing of the kind.
-    """
-    folder = path / "data" if (path / "data").is_dir() else path
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise UserError(f"{path} is neither a parquet file nor a folder that holds some: give a dataset of build_datasets")
-    tables = [pq.read_table(file) for file in files]
-    if missing := {"sample_id", "messages"} - set(tables[0].column_names):
-        raise UserError(f"{files[0]} has no column {' and '.join(sorted(missing))}")
-    return pa.concat_tables([table.select(["sample_id", "messages"]) for table in tables]).sort_by("sample_id")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -329,7 +240,17 @@ def _run(given: argparse.Namespace) -> None:
             device=device,
         )
         folder = CheckpointFolder(given.out / "checkpoints", run)
-        trained = fine_tune(job, resume=folder.resume, checkpoint=folder.save, memory=free_memory(device))
+        about = {
+            "run": run,
+            "dataset": str(given.dataset),
+            "model": given.model,
+            **flat(sft.identity(training_seed=given.seed, device=device)),
+        }
+
+        def track(rows: list[dict[str, Any]]) -> Trackers:
+            return open_trackers(sft.trackers, given.out / "tensorboard", run, about, rows)
+
+        trained = fine_tune(job, resume=folder.resume, checkpoint=folder.save, memory=free_memory(device), track=track)
         export(trained.engine, job.model, given.out / "hf", sft, chat_template=trained.chat_template)
         if torch.distributed.get_rank() == 0:
             pq.write_table(trained.rows, given.out / "train.parquet")

@@ -70,6 +70,8 @@ class ModelShape:
         hidden: width of the residual stream.
         intermediate: width of a block's MLP.
         vocabulary: rows of the output layer.
+        block_weights: weights of the blocks' matrices, which every token goes through.
+        attention_width: heads times their width.
     """
 
     parameters: int
@@ -78,6 +80,13 @@ class ModelShape:
     hidden: int
     intermediate: int
     vocabulary: int
+    block_weights: int = 0
+    attention_width: int = 0
+
+    @property
+    def learns_all(self) -> bool:
+        """Return whether all weights learn, not adapters only."""
+        return self.trainable == self.parameters
 
 
 @dataclass(frozen=True)

@@ -162,12 +162,17 @@ def test_a_label_on_a_first_token_is_refused(encoded: list[Encoded]) -> None:
         collate([wrong], (0,))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "packed"])
 def test_the_logits_of_each_packed_sample_are_those_of_the_sample_alone(encoded: list[Encoded], tiny_model: Any, attention: str) -> None:
     import torch
 
+    from training.attention import use_packed_attention
+
     model = copy.deepcopy(tiny_model)
-    model.set_attn_implementation(attention)
+    if attention == "packed":
+        assert use_packed_attention(model) == "packed"
+    else:
+        model.set_attn_implementation(attention)
     for part, pad_to in [((0, 1, 2, 3, 4), None), ((4, 2), 128)]:
         batch = collate(encoded, part, pad_to)
         with torch.no_grad():

@@ -1,0 +1,195 @@
+"""Attention over packed rows that never leaves a sample, and never computes what a mask would throw away.
+
+Registered with transformers under the name `packed`, beside `sdpa` and `eager`. A row that comes with its samples' bounds is attended
+to sample by sample: by FlashAttention's varlen kernel on a GPU (the flash-attn package where there is one, else PyTorch's own), by one
+causal call a sample on a CPU. A row of n samples of l tokens so costs n l², where a mask over the row costs (n l)². Without bounds
+(padded batches, generation with a cache) it is `sdpa`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+PACKED = "packed"
+FLASH_TYPES = (torch.bfloat16, torch.float16)
+
+
+def use_packed_attention(model: Any) -> str:
+    """Set the attention of a transformers model to the fastest that keeps samples apart, and return its name.
+
+    Models that scale or cap attention scores in a way of their own, or that bring their own attention code, keep a mask.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base.config, "attn_logit_softcapping", None):
+        base.set_attn_implementation("eager")
+    elif getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False):
+        _register()
+        base.set_attn_implementation(PACKED)
+    return base.config._attn_implementation or "sdpa"
+
+
+@functools.cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **given: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return attention's output, `(1, L, H, D)`, as transformers asks its attention functions for it.
+
+    Args:
+        module: the layer's attention.
+        query: `(1, H, L, D)`.
+        key: `(1, H_kv, L, D)`.
+        value: `(1, H_kv, L, D)`.
+        attention_mask: used only where there are no bounds.
+        dropout: of the attention weights.
+        scaling: of the scores; None takes 1 / sqrt(D).
+        given: `cu_seq_lens_q`, `(n + 1,) int32`, the samples' bounds from 0 to L; `max_length_q`, the longest sample; `sliding_window`.
+    """
+    bounds = given.get("cu_seq_lens_q")
+    if bounds is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **given)
+    longest, window = int(given["max_length_q"]), given.get("sliding_window")
+    window = window if window is not None and window < longest else None
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # rotary embeddings leave fp32 behind
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    groups = query.shape[1] // key.shape[1]
+    if device == "cuda" and query.dtype in FLASH_TYPES:
+        attend = _flash_varlen() or _torch_varlen()
+        out = attend(query, key, value, bounds, longest, scaling, dropout, window)
+        return out[None], None
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return _one_by_one(query, key, value, bounds.tolist(), scaling, dropout, window), None
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: list[int],
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Return one causal call's output after the other."""
+    found = []
+    for start, stop in pairwise(bounds):
+        part = slice(start, stop)
+        mask = _banded(stop - start, window, query.device) if window is not None and window < stop - start else None
+        out = scaled_dot_product_attention(
+            query[:, :, part], key[:, :, part], value[:, :, part], mask, dropout, is_causal=mask is None, scale=scaling
+        )
+        found.append(out.transpose(1, 2))
+    return torch.cat(found, 1)
+
+
+def _banded(length: int, window: int, device: Any) -> torch.Tensor:
+    """Return the `(l, l)` mask of a token that sees itself and the `window - 1` before it."""
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+@functools.cache
+def _flash_varlen() -> Callable[..., torch.Tensor] | None:
+    """Return the flash-attn package's kernel behind our arguments, or None where it is not installed."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+        return flash_attn_varlen_func(
+            *rows,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            window_size=(-1, -1) if window is None else (window - 1, 0),
+        )
+
+    return attend
+
+
+@functools.cache
+def _torch_varlen() -> Callable[..., torch.Tensor]:
+    """Return PyTorch's own varlen kernel behind our arguments. Its first releases know neither grouped heads nor dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: Callable[..., Any] = varlen_attn
+    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        if dropout:
+            return _one_by_one_grouped(query, key, value, bounds, scaling, dropout, window)
+        groups = query.shape[1] // key.shape[1]
+        options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0) if window is None else (window - 1, 0)}
+        if grouped:
+            options["enable_gqa"] = groups > 1
+        elif groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        rows: list[Any] = [part[0].transpose(0, 1) for part in (query, key, value)]
+        return kernel(*rows, bounds, bounds, longest, longest, **options)
+
+    return attend
+
+
+def _one_by_one_grouped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return _one_by_one(query, key, value, bounds.tolist(), scaling, dropout, window)[0]

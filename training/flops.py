@@ -1,0 +1,50 @@
+"""Arithmetic of training steps, and what a machine's matrix units can do: the two sides of model FLOPs utilisation (MFU)."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+
+import torch
+
+from training.zero import ModelShape
+
+SIZES = {"cpu": 1024, "cuda": 8192}  # of the square matrices that the ceiling is measured with
+REPEATS = 5
+
+
+def step_flops(shape: ModelShape, lengths: Sequence[int], response_tokens: int) -> float:
+    """Return the floating-point operations that one step's forward and backward passes need.
+
+    A multiplication and an addition count as two. A weight costs 2 operations a token forwards, 2 for the gradient of its input and, if
+    it learns, 2 for its own; the output layer only for the tokens that a label asks for. Attention looks back over half of the square of
+    each sample's length, twice (scores, values), and twice that backwards. Embeddings, norms, softmax and whatever is computed again to
+    save memory count nothing.
+    """
+    tokens = sum(lengths)
+    passes = 6 if shape.learns_all else 4
+    blocks = passes * shape.block_weights * tokens
+    head = passes * shape.vocabulary * shape.hidden * response_tokens
+    attention = 6 * shape.layers * shape.attention_width * sum(length**2 for length in lengths)
+    return float(blocks + head + attention)
+
+
+@functools.cache
+def matmul_ceiling(device: str, dtype: torch.dtype) -> float:
+    """Return the operations a second that a large matrix product reaches on this process's device, with its threads; measured once."""
+    size = SIZES.get(device, SIZES["cpu"])
+    left, right = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(REPEATS):
+        _wait(device)
+        started = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
