@@ -35,8 +35,11 @@ STRATEGIES = {
     "max_coverage": "diversity.strategies.max_coverage:select",
     "token_entropy": "diversity.strategies.token_entropy:select",
     "instag": "diversity.strategies.instag:select",
+    "semdedup": "diversity.strategies.semdedup:select",
+    "novelselect": "diversity.strategies.novelselect:select",
+    "mig": "diversity.strategies.mig:select",
 }
-DIALLED = {name: name in ("k_means", "deita") for name in STRATEGIES}  # which of them have a level
+DIALLED = {name: name in ("k_means", "deita", "semdedup") for name in STRATEGIES}  # which of them have a level
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ NEEDS = {
     "max_coverage": Needs(typings=("response-micro",)),
     "token_entropy": Needs(token_ids=("response",)),
     "instag": Needs(typings=("instruction-meso",)),
+    "semdedup": Needs(embeddings=("response",)),
+    "novelselect": Needs(embeddings=("response",)),
+    "mig": Needs(typings=("instruction-meso",), embeddings=("instruction",)),
 }
 
 
@@ -97,7 +103,7 @@ class SelectionConfig(Config):
         objective: how a dataset is filled once every type is covered: the type seen least next (`cover`), or the largest gain of
             sum sqrt(n_t) (`concave`).
         type_order: what `peel` goes by: `peel`, `size` or `random`.
-        materialise: whether datasets hold texts. Only true so far.
+        materialise: whether datasets hold texts; else they hold picks, and readers go through to the corpus. No part of a dataset's name.
     """
 
     algorithm: Algorithm = "peel"
@@ -107,7 +113,7 @@ class SelectionConfig(Config):
     outliers: Literal["exclude", "nearest"] = "exclude"
     objective: Objective = "cover"
     type_order: TypeOrder = "peel"
-    materialise: Literal[True] = True
+    materialise: bool = True
 
 
 @dataclass(frozen=True)

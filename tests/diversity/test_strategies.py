@@ -207,7 +207,14 @@ def test_seeds_give_different_subsets(strategy):
     inputs = made_up(0, SelectionConfig())
     level = Fraction(1, 3) if dialled(strategy) else None
     found = {tuple(select(inputs, Cell(strategy, 20, level, seed), SelectionConfig()).rows.tolist()) for seed in range(4)}
-    settled = ("facility_location", "deita", "max_coverage", "instag")  # seeds settle ties only, and there may be none
+    settled = (
+        "facility_location",
+        "deita",
+        "max_coverage",
+        "instag",
+        "mig",
+        "semdedup",
+    )  # seeds settle ties only, of which there may be none
     assert len(found) > 1 or strategy in settled
 
 
@@ -233,7 +240,7 @@ def test_what_is_missing_is_named():
         select(bare, Cell("random", 20, None, 0, "source-quota"), config)
     with pytest.raises(ConfigError, match="did you mean 'k_center'"):
         select(inputs, Cell("k_centre", 20, None), config)
-    for strategy in ("response-micro", "k_means", "deita"):
+    for strategy in ("response-micro", "k_means", "deita", "semdedup"):
         with pytest.raises(ConfigError, match="level"):
             select(inputs, Cell(strategy, 20, None), config)
     with pytest.raises(ConfigError, match="sizes"):
