@@ -9,6 +9,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
 from diversity.cell import typing_parts
 from diversity.effects import effects_table
+from ray_jobs.report.comparisons import with_comparisons
 from ray_jobs.report.gather import Gathered, gather, sample_pairs
 from ray_jobs.report.page import Curve, ReportData, cell_rows, linked, render
 from ray_jobs.report.score_plots import scores
@@ -113,7 +115,9 @@ def _cell_text(row: list[Any]) -> list[str]:
 
 def _gather(context: Context) -> Gathered:
     experiment = context.experiment
-    return gather(context.storage, context.index.read(), experiment.cells, experiment.sft.training_seeds)
+    entries = context.index.read()
+    gathered = gather(context.storage, entries, experiment.cells, experiment.sft.training_seeds)
+    return replace(gathered, results=with_comparisons(context.storage, entries, gathered.results, experiment.evaluation.comparisons))
 
 
 def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Table]:
@@ -121,7 +125,10 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
     name = fingerprint(
         stage="results",
         version=VERSION,
-        config={"cells": gathered.cells["cell"].to_pylist()},
+        config={
+            "cells": gathered.cells["cell"].to_pylist(),
+            "comparisons": [one.model_dump(mode="json") for one in context.experiment.evaluation.comparisons],
+        },
         packages=package_versions("numpy", "scipy"),
         parents=gathered.parents,
     )

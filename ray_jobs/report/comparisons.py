@@ -6,6 +6,7 @@ sealed once and must not depend on others, whereas results are made anew wheneve
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,11 +55,12 @@ def with_comparisons(storage: Storage, entries: Mapping[str, Any], results: pa.T
     added: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for comparison in comparisons:
         for run, row in _compare_all(runs, comparison):
-            added[f"{run.facts['cell']}_t{run.facts['training_seed']}"].append(row)
+            added[_key(run.facts)].append(row)
     if not added:
         return results
-    rows, last = results.to_pylist(), {f"{row['cell']}_t{row['training_seed']}": i for i, row in enumerate(results.to_pylist())}
-    woven = [new for i, row in enumerate(rows) for new in (row, *(added.get(key, []) if last[key := _key(row)] == i else []))]
+    woven: list[dict[str, Any]] = []
+    for key, rows in itertools.groupby(results.to_pylist(), key=_key):
+        woven += [*rows, *added.pop(key, [])]
     return pa.Table.from_pylist(woven, schema=results.schema)
 
 
@@ -108,8 +110,8 @@ def _each_figures(scores: Any, comparison: EvaluatorConfig) -> list[Figures]:
 
 def sample_figures(scores: Artifact, evaluator: str) -> Figures:
     """Return the figures of single samples of a sealed run by one evaluator, whose metric has its name, by split."""
-    table = scores.read("samples")
-    if "group" not in table.column_names:
+    table = scores.read("samples") if scores.parts("samples") else None
+    if table is None or "group" not in table.column_names:
         logger.warning("%s: sealed by an earlier version, without what comparisons need: left out of them", scores.path)
         return {}
     mine = table.filter(pc.and_(pc.equal(table["evaluator"], evaluator), pc.equal(table["metric"], evaluator)))
