@@ -7,6 +7,7 @@ Plain functions and classes, so that they run without a cluster in a test. Spans
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,10 +135,13 @@ class Tag:
     def open(self, tools: Tools, table: pa.Table) -> Callable[[int, pa.Table], None]:
         """Load the tagger."""
         del tools, table
-        return partial(self._tag, TagCounter(self.config, self.side))
+        return partial(self._tag, TagCounter(self.config, self.side, self.artifact.storage))
 
     def _tag(self, counter: TagCounter, span: int, table: pa.Table) -> None:
         self.artifact.write(counter(table), f"{STAGING}/tags/part-{span:05d}.parquet")
+        told = {"outcome": list(counter.outcomes), "count": pa.array(counter.outcomes.values(), pa.int64())}
+        if counter.outcomes:
+            self.artifact.write(pa.table(told), f"{STAGING}/outcomes/part-{span:05d}.parquet")
 
 
 class SpanWorker:
@@ -221,7 +225,11 @@ def seal_embeddings(work: Embed, sealing: dict[str, Any], n: int) -> None:
 def make_tags(work: Tag, typing: str, embedder: EmbedderConfig, sealing: dict[str, Any]) -> None:
     """Normalise the raw tags of a side and seal its meso typing."""
     raw = work.artifact.read(f"{STAGING}/tags")
-    _write(work.artifact, normalise(raw, typing, work.config, partial(embed, config=embedder)), sealing)
+    outcomes: Counter[str] = Counter()
+    for path in work.artifact.parts(f"{STAGING}/outcomes"):
+        told = _read(work.artifact, path)
+        outcomes.update(dict(zip(told["outcome"].to_pylist(), told["count"].to_pylist(), strict=True)))
+    _write(work.artifact, normalise(raw, typing, work.config, partial(embed, config=embedder), outcomes), sealing)
 
 
 def make_topics(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from diversity.artifact import Storage
 from diversity.english import STOP_WORDS
 from diversity.taggers import TaggerConfig
 
@@ -41,8 +42,9 @@ _FORMS = (
 class KeyphraseTagger:
     """Raw tags by rules: no model, no state, each text on its own."""
 
-    def __init__(self, config: TaggerConfig, side: str) -> None:
+    def __init__(self, config: TaggerConfig, side: str, storage: Storage | None = None) -> None:
         """Remember how much of a text is read: of a response the configured first characters, else the first 4000."""
+        del storage
         self._instruction = side == "instruction"
         self._chars = _MAX_CHARS if self._instruction else config.response_chars
 

@@ -1,23 +1,25 @@
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diversity.taggers import TAGGERS, TaggerConfig, load_tagger, tagger_class
-from diversity.tags import (
-    TagCounter,
-    Tagged,
+from diversity.itemsets import association_rules, frequent_sets
+from diversity.tag_steps import (
     by_association,
     by_frequency,
     by_leader,
     by_rules,
+    by_rules_mined,
     by_share,
-    coded,
     joint_counts,
-    normalise,
-    tags,
+    similar_pairs,
 )
+from diversity.tagged import Tagged, coded
+from diversity.taggers import TAGGERS, RulesConfig, TaggerConfig, load_tagger, tagger_class
+from diversity.tags import TagCounter, normalise, tags
 from diversity.typed import NoTypesError
 
 
@@ -113,6 +115,88 @@ def test_leaders_take_the_similar_and_rarer():
     assert by_leader(found, 0.75, embed) == ["cat", "form:x", "cat", "cat", "rock"]
 
 
+def leaders_one_by_one(found, vectors, least):
+    """Return what `by_leader` should: each phrase against all leaders before it, in Python."""
+    df, names = found.df(), found.names
+    order = sorted(range(len(names)), key=lambda i: (-df[i], names[i]))
+    leaders, new = [], list(names)
+    for i in order:
+        near = [(float(np.float32(vectors[i] @ vectors[j])), -place, j) for place, j in enumerate(leaders)]
+        best = max((one for one in near if one[0] >= least), default=None)
+        if best is None:
+            leaders.append(i)
+        else:
+            new[i] = names[best[2]]
+    return new
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=4), min_size=1, max_size=20), st.integers(0, 99), st.floats(0.2, 0.99))
+def test_leaders_equal_one_by_one(rows, seed, least):
+    found = tagged(rows)
+    vectors = np.random.default_rng(seed).normal(size=(len(found.names), 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    close = np.abs(vectors @ vectors.T - least) < 1e-5
+    if close.any():
+        return  # at the very threshold the order of additions decides
+    place = {name: i for i, name in enumerate(found.names)}
+    assert by_leader(found, least, lambda names: vectors[[place[name] for name in names]]) == leaders_one_by_one(found, vectors, least)
+
+
+def test_a_cosine_of_exactly_the_threshold_counts():
+    vectors = np.array([[1, 0], [0.5, 0.75**0.5], [-1, 0]], np.float32)
+    starts, rows, cosines = similar_pairs(vectors, 0.5)
+    assert starts.tolist() == [0, 2, 4, 5] and sorted(rows[:2].tolist()) == [0, 1] and (cosines >= 0.5).all()
+
+
+def test_without_backoff_a_rare_phrase_goes():
+    found = tagged([["storm"]] * 3 + [["thunder storm"]])
+    assert by_frequency(found, 3, backoff=False) == ["storm", None]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 6), unique=True, max_size=6), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([0.5, 0.8, 1.0]),
+)
+def test_frequent_sets_and_rules_equal_all_subsets(rows, least, longest, confidence):
+    def holds(items):
+        return sum(set(items) <= set(row) for row in rows)
+
+    every = [items for size in range(1, longest + 1) for items in itertools.combinations(range(7), size)]
+    expected = {items: holds(items) for items in every if holds(items) >= least}
+    assert frequent_sets(rows, least, longest) == expected
+    found = {(rule.body, rule.head): (rule.support, rule.joint) for rule in association_rules(expected, confidence)}
+    assert found == {
+        (body, head): (holds(body), joint)
+        for items, joint in expected.items()
+        for head in items
+        if (body := tuple(item for item in items if item != head)) and joint >= confidence * holds(body)
+    }
+
+
+def test_mined_rules_merge_single_tags_along_the_chain():
+    rows = [["python", "code"]] * 6 + [["code"]] * 4 + [["numpy", "python", "code"]] * 5 + [["x", "y", "z"]] * 3 + [["x"], ["y"]] * 3
+    steps = []
+    found = tagged(rows)
+    new = dict(zip(found.names, by_rules_mined(found, RulesConfig(support=3), steps)))
+    assert new == {"python": "code", "code": "code", "numpy": "code", "x": "x", "y": "y", "z": "x"}
+    assert steps[0]["longer"] > 0 and any("x & y → z" in told for told in steps[0]["examples"])
+    circle = tagged([["b", "a"]] * 5 + [["c"]])
+    assert by_rules_mined(circle, RulesConfig(), []) == ["a", "a", "c"]  # each implies the other: the first by spelling stays
+
+
+def test_rules_take_the_place_of_mutual_association():
+    rows = [["numpy", "code"]] * 4 + [["code"]] * 6
+    raw = pa.table({"sample_id": [f"{i:032x}" for i in range(10)], "tags": pa.array(rows, pa.list_(pa.string()))})
+    typed = normalise(raw, "response-meso", TaggerConfig(max_share=1, merge=None, rules=RulesConfig()), no_vectors)
+    assert typed.types["label"].to_pylist() == ["code"]
+    assert [step["step"] for step in typed.manifest["steps"]] == ["frequency", "rules", "common", "mined rules", "association", "cap"]
+    assert len(normalise(raw, "response-meso", TaggerConfig(max_share=1, merge=None), no_vectors).types) == 2
+
+
 def test_only_mutual_association_merges():
     rows = [["a", "b", "c"]] * 5 + [["c"]] * 5 + [["d"]]
     steps = []
@@ -183,7 +267,7 @@ def test_a_threshold_scales():
 
 @pytest.mark.parametrize("name", sorted(TAGGERS))
 def test_every_tagger_has_an_identity(name):
-    config = TaggerConfig(name=name)
+    config = TaggerConfig(name=name, **({"model": "m", "base_url": "http://x"} if name == "llm" else {}))
     assert tagger_class(config).identity(config)["name"] == name
 
 
