@@ -34,13 +34,12 @@ from diversity.strategies import Picks, closure_of, needs, prune_typing
 from ray_jobs import dataset_tasks
 from ray_jobs.dataset_tasks import Sources
 from ray_jobs.runtime import cache_folder, configure_process
-from ray_jobs.sealed import SealedDataset, find, sources_of
+from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
 BATCH = 4096
-CONFIG_HELP = "with key=value …: how datasets were made that were sealed before their manifests said it"
 
 
 def certify(datasets: Sequence[SealedDataset], *, from_text: bool = False) -> list[Verdict]:

@@ -25,6 +25,8 @@ from ray_jobs.dataset_tasks import Sources, made_from
 from ray_jobs.experiment import Experiment, load_experiment
 from ray_jobs.runtime import Context, inside_job
 
+CONFIG_HELP = "with key=value …: how datasets were made that were sealed before their manifests said it"
+
 
 @dataclass(frozen=True)
 class SealedDataset:
