@@ -197,6 +197,11 @@ class ChatEncoder:
         bounds = np.cumsum([0, *(len(parts) for parts in split)]).tolist()
         return [_join(parts, ids[start:stop]) for parts, (start, stop) in zip(split, pairwise(bounds), strict=True)]
 
+    @property
+    def end(self) -> int:
+        """Return the id of the token that ends an answer."""
+        return int(self.encode([{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]).input_ids[-1])
+
     def contents(self) -> list[bytes]:
         """Return the content of each id that a text can have, as typing knows it."""
         return self._texts.contents()

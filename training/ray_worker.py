@@ -5,6 +5,7 @@ The only file of this package that names Ray.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tempfile
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray.train
 
-from diversity.artifact import Artifact
+from diversity.artifact import Artifact, Storage
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
 
@@ -213,6 +216,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
             trained_on=_trained_on(task),
+            kept=Kept(task.scores.storage, f"train/{task.run}/kept-{task.scores.fingerprint}"),
         )
         scores = evaluate(subject, task.evaluation, run=task.run)
     if context.get_world_rank() != 0:
@@ -220,7 +224,8 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     figures |= {"score_s": time.perf_counter() - started, "scores": _named(scores.table.to_pylist())}
     task.scores.begin()
     task.scores.write(scores.table)
-    task.scores.write(scores.samples, "samples/part-00000.parquet")
+    for name, rows in {"samples": scores.samples, **scores.tables}.items():
+        task.scores.write(rows, f"{name}/part-00000.parquet")
     task.scores.seal(
         {
             "run": task.run,
@@ -236,6 +241,25 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     )
     if task.sft.keep == "scores":
         remove_weights(task.model)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tables in a folder of the storage that goes when the run is done: beside Ray Train's checkpoints."""
+
+    storage: Storage
+    folder: str
+
+    def read(self, name: str) -> pa.Table | None:
+        """Return the table of that name, if it is there."""
+        path = f"{self.folder}/{name}.parquet"
+        return pq.read_table(pa.BufferReader(self.storage.read_bytes(path))) if self.storage.exists(path) else None
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write it, whole or not at all."""
+        stream = io.BytesIO()
+        pq.write_table(table, stream)
+        self.storage.write_bytes(f"{self.folder}/{name}.parquet", stream.getvalue())
 
 
 def _trained_on(task: Task) -> Any:

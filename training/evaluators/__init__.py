@@ -1,8 +1,8 @@
 """Evaluators: functions that score a model on held-out samples, one file each, named in one dict. Importable without torch.
 
-To add one: a file with a function `(Subject, options) -> Iterable[Score]` and a `Config` of its options, and a line in each of
-`EVALUATORS` and `OPTIONS`. A comparison looks at several runs' sealed scores instead of at a model, after all are there: a file with
-`(split, SampleFigures, list[SampleFigures]) -> Iterable[Score]`, and a line in each of `COMPARISONS` and `OPTIONS`.
+To add one: a file with a function `(Subject, options) -> Iterable[Score | SampleTable]` and a `Config` of its options, and a line in
+each of `EVALUATORS` and `OPTIONS`. A comparison looks at several runs' sealed scores instead of at a model, after all are there: a file
+with `(split, SampleFigures, list[SampleFigures]) -> Iterable[Score]`, and a line in each of `COMPARISONS` and `OPTIONS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from training.chat import ChatEncoder
     from training.evaluators.strata import TrainedOn
 
-EVALUATORS = {"nll": "training.evaluators.nll:evaluate"}
+EVALUATORS = {"nll": "training.evaluators.nll:evaluate", "generate": "training.evaluators.generate:evaluate"}
 COMPARISONS = {"likelihood_win_rate": "training.evaluators.likelihood_win_rate:compare"}
 COMPARED = {"likelihood_win_rate": "nll"}  # the evaluator whose scores of single samples a comparison reads, and their metric
 OPTIONS = {
     "nll": "training.evaluators.nll:NllConfig",
+    "generate": "training.evaluators.generate:GenerateConfig",
     "likelihood_win_rate": "training.evaluators.likelihood_win_rate:LikelihoodWinRateConfig",
 }
 
@@ -127,7 +128,9 @@ class Subject:
         device: where the model is.
         rank: this process's rank.
         world_size: processes that share the work.
+        tokenizer: the tokenizer of transformers, for what reads texts out of tokens.
         trained_on: what the model was trained on and the corpus it comes from, for figures by kind of token; None leaves them out.
+        kept: where an evaluator keeps what it has done so far, until the scores are sealed; None keeps nothing.
     """
 
     model: Any
@@ -136,7 +139,9 @@ class Subject:
     device: Any
     rank: int = 0
     world_size: int = 1
+    tokenizer: Any = None
     trained_on: TrainedOn | None = None
+    kept: Kept | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer_folder: Path, heldout: pa.Table, device: Any, *, template: str = "auto", **more: Any) -> Subject:
@@ -148,7 +153,7 @@ class Subject:
             heldout: held-out samples with the columns `sample_id`, `messages` and `split`.
             device: where the model is.
             template: the chat template of training.
-            more: `rank`, `world_size`, `trained_on`.
+            more: `rank`, `world_size`, `trained_on`, `kept`.
 
         Raises:
             UserError: there is no held-out sample to score.
@@ -158,7 +163,18 @@ class Subject:
         splits = {name: heldout.filter(pc.equal(heldout["split"], name)) for name in sorted(heldout["split"].unique().to_pylist())}
         if not splits:
             raise UserError("there is no held-out sample to score: raise evaluation.heldout.in.fraction, or look at its rejected rows")
-        return cls(model, ChatEncoder(load_tokenizer(tokenizer_folder), template), splits, device, **more)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        return cls(model, ChatEncoder(tokenizer, template), splits, device, tokenizer=tokenizer, **more)
+
+
+class Kept(Protocol):
+    """A place for tables by name, for a run that may be killed: a table is there whole or not at all."""
+
+    def read(self, name: str) -> pa.Table | None:
+        """Return the table of that name, if it is there."""
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write it."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +220,26 @@ class Score:
 
 
 @dataclass(frozen=True)
+class SampleTable:
+    """Rows by sample that an evaluator has beside its figures, sealed with the scores under a name; those of all splits are joined."""
+
+    name: str
+    table: pa.Table
+
+
+@dataclass(frozen=True)
 class Scores:
     """A model's scores.
 
     Attributes:
         table: `SCORES_SCHEMA`.
         samples: the figures of single samples, `SAMPLE_SCORES_SCHEMA`.
+        tables: further rows by sample, by name.
     """
 
     table: pa.Table
     samples: pa.Table
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
 def evaluate(subject: Subject, config: EvaluationConfig, *, run: str) -> Scores:
@@ -229,15 +255,20 @@ def evaluate(subject: Subject, config: EvaluationConfig, *, run: str) -> Scores:
     subject.model.eval()
     rows: list[dict[str, Any]] = []
     singles = [SAMPLE_SCORES_SCHEMA.empty_table()]
+    tables: dict[str, pa.Table] = {}
     for number, evaluator in enumerate(config.scoring):
         for score in lookup(EVALUATORS, evaluator.name, "evaluator")(subject, evaluator.parsed()):
+            if isinstance(score, SampleTable):
+                part = score.table.set_column(0, "run", pa.array([run] * len(score.table), pa.string()))
+                tables[score.name] = pa.concat_tables([tables[score.name], part]) if score.name in tables else part
+                continue
             name = {"run": run, "evaluator": evaluator.name, "split": score.split, "metric": score.metric}
             figures = {"value": score.value, "se": score.se, "n": score.n, "higher_is_better": score.higher_is_better}
             rows.append({**name, **figures, "primary": score.primary and number == 0})
             if score.samples is not None:
                 singles.append(_sample_rows(name, score.samples))
     subject.model.train(was_training)
-    return Scores(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), pa.concat_tables(singles))
+    return Scores(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), pa.concat_tables(singles), tables)
 
 
 def group_numbers(samples: pa.Table) -> np.ndarray:

@@ -75,8 +75,7 @@ class TrainedOn:
     def strata(self, encoder: ChatEncoder) -> TokenStrata:
         """Return the strata of the model's tokens."""
         contents = encoder.contents()
-        probe = encoder.encode([{"role": "user", "content": ""}, {"role": "assistant", "content": ""}])
-        end = int(probe.input_ids[-1])
+        end = encoder.end
         size = max(len(contents), end + 1)
         return TokenStrata.of(token_df(self.vocabulary, contents, size), self.low, self.high, self._seen(encoder, size), end)
 

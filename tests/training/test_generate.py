@@ -1,0 +1,201 @@
+"""Batched answers equal those of one prompt at a time, a killed run goes on, and the figures are the literal counts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diversity.artifact import Storage
+from diversity.config import ConfigError
+from tests.training.test_nll import heldout_table
+from training.chat import ChatEncoder
+from training.evaluators import EvaluationConfig, Subject, evaluate
+from training.evaluators import generate as module
+from training.evaluators.generate import Answer, GenerateConfig, answer_of, asked, batches, distinct, figures, prompts
+from training.ray_worker import Kept
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_model: Any, tiny_folder: Path) -> Subject:
+    return Subject.of(tiny_model, tiny_folder, heldout_table(14), "cpu")
+
+
+def with_kept(subject: Subject, kept: Any) -> Subject:
+    return Subject(subject.model, subject.encoder, subject.splits, "cpu", tokenizer=subject.tokenizer, kept=kept)
+
+
+def config(**options: Any) -> EvaluationConfig:
+    return EvaluationConfig(evaluators=[{"name": "generate", "max_new_tokens": NEW, **options}])
+
+
+def naive(model: Any, prompt: np.ndarray, end: int) -> list[int]:
+    """Return the greedy answer of one prompt, read anew for every token, without padding or cache."""
+    import torch
+
+    ids = prompt.tolist()
+    for _ in range(NEW):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == end:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 60])
+def test_batched_answers_equal_one_prompt_at_a_time(subject: Subject, batch_tokens: int | None) -> None:
+    found = evaluate(subject, config(batch_tokens=batch_tokens), run="a run")
+    rows = found.tables["responses"].to_pylist()
+    assert len(rows) == 14 and {row["run"] for row in rows} == {"a run"} and set(found.table["evaluator"].to_pylist()) == {"generate"}
+    for row in rows:
+        samples = subject.splits[row["split"]].to_pylist()
+        messages = next(s["messages"] for s in samples if s["sample_id"] == row["sample_id"])
+        literal = naive(subject.model, subject.encoder.prompt(messages[:-1]), subject.encoder.end)
+        assert row["tokens"] == len(literal) and row["response"] == subject.tokenizer.decode(literal, skip_special_tokens=True)
+        assert row["finished"] == (len(literal) < NEW)
+    values = {(row["split"], row["metric"]): row for row in found.table.to_pylist()}
+    for split in ("in", "out"):
+        mine = [row["tokens"] for row in rows if row["split"] == split]
+        assert values[split, "length"]["value"] == pytest.approx(np.mean(mine)) and values[split, "length"]["n"] == len(mine)
+        assert not values[split, "length"]["primary"]
+
+
+def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(Storage(str(tmp_path)), "train/run/kept")
+    options, calls, generate = config(batch_tokens=60), [], module._generate
+    whole = evaluate(subject, options, run="r")
+
+    def dies(*arguments: Any) -> Any:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return generate(*arguments)
+
+    monkeypatch.setattr(module, "_generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(with_kept(subject, kept), options, run="r")
+    assert len(list((tmp_path / "train/run/kept").glob("*.parquet"))) == 3
+    done, calls[:] = len(calls), []
+    monkeypatch.setattr(module, "_generate", lambda *arguments: (calls.append(arguments), generate(*arguments))[1])
+    again = evaluate(with_kept(subject, kept), options, run="r")
+    total = sum(
+        len(batches([len(p.ids) for p in prompts(t, subject.encoder, options.evaluators[0].parsed())], options.evaluators[0].parsed()))
+        for t in subject.splits.values()
+    )
+    assert again.table == whole.table and again.tables == whole.tables and len(calls) == total - done > 0
+    calls.clear()
+    evaluate(with_kept(subject, kept), config(batch_tokens=60, max_new_tokens=2), run="r")
+    assert len(calls) >= total - 2  # other options keep nothing in common
+
+
+def test_ranks_share_the_batches(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three ranks generates its own batches only; together they have every answer of one rank alone, in its order."""
+    import torch
+
+    options = GenerateConfig(max_new_tokens=NEW, batch_tokens=60)
+    asking = prompts(subject.splits["in"], subject.encoder, options)
+    parts: list[dict[int, Answer]] = []
+
+    def gather(everyone: list[Any], mine: dict[int, Answer]) -> None:
+        parts.append(mine)
+        everyone[:] = [dict(enumerate([Answer(np.zeros(0, np.int32), True)] * len(asking))), mine, {}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank in range(3):
+        share = Subject(subject.model, subject.encoder, subject.splits, "cpu", rank, 3, tokenizer=subject.tokenizer)
+        assert len(module.answer_all(share, "in", asking, options)) == len(asking)
+    alone = module.answer_all(subject, "in", asking, options)
+    assert sorted(place for part in parts for place in part) == list(range(len(asking))) and all(parts)
+    joined = {place: answer for part in parts for place, answer in part.items()}
+    assert [joined[i].ids.tolist() for i in range(len(asking))] == [answer.ids.tolist() for answer in alone]
+
+
+def test_draws_repeat_with_their_seed(subject: Subject) -> None:
+    answers = [
+        evaluate(subject, config(temperature=1.0, top_p=0.9, seed=seed), run="r").tables["responses"]["response"].to_pylist()
+        for seed in (0, 0, 1)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_every_run_is_asked_the_same_whatever_the_order_of_rows(subject: Subject) -> None:
+    table, few = subject.splits["in"], GenerateConfig(max_samples=3)
+    found = prompts(table, subject.encoder, few)
+    backwards = prompts(table.take(pa.array(range(len(table)))[::-1]), subject.encoder, few)
+    assert [p.sample_id for p in found] == [p.sample_id for p in backwards] and len(found) == 3
+    lengths = sorted(len(p.ids) for p in prompts(table, subject.encoder, GenerateConfig()))
+    short = prompts(table, subject.encoder, GenerateConfig(max_prompt_tokens=lengths[2]))
+    assert sorted(len(p.ids) for p in short) == [n for n in lengths if n <= lengths[2]]
+    with pytest.raises(ConfigError, match="no split 'outt': did you mean 'out'"):
+        evaluate(subject, config(splits=["outt"]), run="r")
+
+
+def test_what_is_asked_ends_where_the_answer_begins(encoder: ChatEncoder) -> None:
+    messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    assert asked(messages) == messages[:3]
+    whole = encoder.encode(messages).input_ids.tolist()
+    prompt = encoder.prompt(asked(messages)).tolist()
+    assert whole[: len(prompt)] == prompt and len(whole) == len(prompt) + 2 and whole[-1] == encoder.end  # "d" is one token
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer: Any) -> ChatEncoder:
+    return ChatEncoder(tokenizer)
+
+
+def test_an_answer_ends_at_the_first_token_that_ends_a_turn() -> None:
+    assert answer_of([5, 6, 2, 7, 2], [2]).ids.tolist() == [5, 6] and answer_of([5, 6, 2, 7], [2]).finished
+    assert answer_of([5, 6], [2, 3]).ids.tolist() == [5, 6] and not answer_of([5, 6], [2]).finished
+    assert answer_of([3], [2, 3]).ids.tolist() == [] and answer_of([], [2]).ids.dtype == np.int32
+
+
+def test_batches_hold_every_prompt_once_within_their_tokens() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 300).tolist()
+    options = GenerateConfig(max_new_tokens=20, batch_tokens=1000)
+    found = batches(lengths, options)
+    assert sorted(place for batch in found for place in batch) == list(range(300))
+    assert all(len(batch) * (max(lengths[p] for p in batch) + 20) <= 1000 for batch in found)
+    assert len(batches([900, 900], GenerateConfig(max_new_tokens=200, batch_tokens=1000))) == 2  # a single prompt may exceed them
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 3), max_size=7), min_size=1, max_size=7),
+    groups=st.lists(st.integers(0, 3), min_size=7, max_size=7),
+    size=st.integers(1, 3),
+)
+def test_distinct_is_the_literal_share_and_its_error_the_literal_jackknife(rows: list[list[int]], groups: list[int], size: int) -> None:
+    groups = groups[: len(rows)]
+
+    def share(kept: list[list[int]]) -> float:
+        grams = [tuple(row[i : i + size]) for row in kept for i in range(len(row) - size + 1)]
+        return len(set(grams)) / len(grams) if grams else float("nan")
+
+    value, se = distinct([np.array(row, np.int32) for row in rows], np.array(groups), size)
+    assert value == pytest.approx(share(rows), nan_ok=True)
+    left = [share([row for row, g in zip(rows, groups) if g != out]) for out in sorted(set(groups))]
+    left = [x for x in left if not math.isnan(x)]
+    if len(left) > 1 and not math.isnan(value):
+        literal = math.sqrt((len(left) - 1) / len(left) * sum((x - np.mean(left)) ** 2 for x in left))
+        assert se == pytest.approx(literal, abs=1e-12)
+    else:
+        assert math.isnan(se)
+
+
+def test_figures_of_hand_made_answers() -> None:
+    answers = [
+        Answer(np.array(ids, np.int32), done) for ids, done in [([1, 2, 3, 4, 1, 2, 3, 4], True), ([5, 6, 7, 8, 9], False), ([], True)]
+    ]
+    rows = {score.metric: score for score in figures("out", np.arange(3), answers)}
+    assert rows["distinct_1"].value == 9 / 13 and rows["distinct_2"].value == 8 / 11
+    assert rows["repetition"].value == pytest.approx((1 / 5 + 0) / 2) and rows["repetition"].n == 2
+    assert rows["length"].value == pytest.approx(13 / 3) and rows["finished"].value == pytest.approx(2 / 3)
+    assert not rows["repetition"].higher_is_better and rows["distinct_1"].higher_is_better

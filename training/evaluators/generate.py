@@ -1,0 +1,295 @@
+"""What a run answers to held-out prompts, and diagnostics of the answers: distinct n-grams, repetition, length, whether they end.
+
+No judge: none of these figures says that an answer is good, and none is primary. What is asked (`prompts`) and how answers are counted
+(`figures`) know nothing of the engine between them. Here it is transformers, on the run's own ranks; batches that are answered are
+kept aside until the scores are sealed, so that a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from diversity.artifact import digest
+from diversity.config import Config, ConfigError, near_matches
+from diversity.keys import order, priorities, sample_keys
+from training.chat import ChatEncoder
+from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+PARTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("tokens", pa.list_(pa.int32())), ("finished", pa.bool_())])
+RESPONSES_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("split", pa.string()),
+        ("sample_id", pa.string()),
+        ("group", pa.int32()),
+        ("response", pa.string()),
+        ("tokens", pa.int32()),
+        ("finished", pa.bool_()),
+    ]
+)
+REPEATED_N = 4
+
+
+class GenerateConfig(Config):
+    """Which prompts are answered, and how.
+
+    Attributes:
+        splits: of the held-out samples; null takes all.
+        max_samples: prompts of a split at most, the same ones for every run; null takes all.
+        max_prompt_tokens: longer prompts are left out.
+        max_new_tokens: answers end here at the latest.
+        temperature: 0 takes the likeliest token.
+        top_p: with a temperature, the share of probability that is drawn from.
+        seed: with a temperature, of the draws.
+        batch_tokens: prompt and answer tokens of a batch, padding included; null takes 4096 on a CPU and 65536 on a GPU.
+    """
+
+    splits: list[str] | None = None
+    max_samples: int | None = Field(default=128, ge=1)
+    max_prompt_tokens: int = Field(default=1024, ge=8)
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    batch_tokens: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: a held-out sample up to its last answer.
+
+    Attributes:
+        sample_id: of the sample.
+        group: number of its prompt group.
+        ids: `(L,) int32`, up to where the answer begins.
+    """
+
+    sample_id: str
+    group: int
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came: token ids without the one that ends the turn, and whether that one came."""
+
+    ids: np.ndarray
+    finished: bool
+
+
+def prompts(samples: pa.Table, encoder: ChatEncoder, config: GenerateConfig) -> list[Prompt]:
+    """Return the prompts of a split that every run is asked, in the order of a keyed hash."""
+    places = order(priorities(sample_keys(samples["sample_id"]), 0, "evaluate"))
+    wanted, groups = config.max_samples or len(places), group_numbers(samples)
+    found: list[Prompt] = []
+    for place in places.tolist():
+        row = samples.slice(place, 1).select(["sample_id", "messages"]).to_pylist()[0]
+        ids = encoder.prompt(asked(row["messages"]))
+        if len(ids) <= config.max_prompt_tokens:
+            found.append(Prompt(row["sample_id"], int(groups[place]), ids))
+        if len(found) == wanted:
+            break
+    return found
+
+
+def asked(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return a conversation up to its last answer: what an engine that takes messages is asked."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return list(messages[:last])
+
+
+def answer_of(generated: Sequence[int], end: Sequence[int]) -> Answer:
+    """Return the answer in what an engine generated after a prompt: up to the first token that ends a turn."""
+    ids = np.asarray(generated, np.int32)
+    stops = np.flatnonzero(np.isin(ids, np.asarray(end, np.int32)))
+    return Answer(ids[: stops[0]] if len(stops) else ids, bool(len(stops)))
+
+
+def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | SampleTable]:
+    """Yield for each split the figures of the model's answers, then the answers.
+
+    Raises:
+        ConfigError: `splits` names one that there is not.
+    """
+    if unknown := set(config.splits or ()) - set(subject.splits):
+        raise ConfigError(f"generate.splits: no split {sorted(unknown)[0]!r}{near_matches(sorted(unknown)[0], subject.splits)}")
+    for split in config.splits or subject.splits:
+        asking = prompts(subject.splits[split], subject.encoder, config)
+        if not asking:
+            logger.warning("generate: no prompt of split %s has at most %d tokens", split, config.max_prompt_tokens)
+            continue
+        answers = answer_all(subject, split, asking, config)
+        yield from figures(split, np.array([prompt.group for prompt in asking], np.int32), answers)
+        rows = [
+            {
+                "split": split,
+                "sample_id": prompt.sample_id,
+                "group": prompt.group,
+                "response": subject.tokenizer.decode(answer.ids.tolist(), skip_special_tokens=True),
+                "tokens": len(answer.ids),
+                "finished": answer.finished,
+            }
+            for prompt, answer in zip(asking, answers, strict=True)
+        ]
+        yield SampleTable("responses", pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA))
+
+
+def figures(split: str, groups: np.ndarray, answers: Sequence[Answer]) -> Iterator[Score]:
+    """Yield the figures of a split's answers.
+
+    `distinct_n` is the share of distinct n-grams of tokens among all n-grams of all answers; it falls with the number of answers, so it
+    compares runs on the same prompts only. `repetition` is the mean over answers of the share of 4-grams that came before in the answer.
+
+    Args:
+        split: which samples were asked.
+        groups: `(n,)` numbers of prompt groups.
+        answers: `n`, in the order of the groups.
+    """
+    n = len(answers)
+    for size in (1, 2, 3):
+        value, se = distinct([answer.ids for answer in answers], groups, size)
+        if not np.isnan(value):
+            yield Score(split, f"distinct_{size}", value, se, n, higher_is_better=True)
+    long = np.array([len(answer.ids) >= REPEATED_N for answer in answers])
+    if long.any():
+        repeated = [1 - len(set(grams)) / len(grams) for answer in answers if (grams := ngrams(answer.ids, REPEATED_N))]
+        mean, se = mean_and_error(np.array(repeated), groups[long])
+        yield Score(split, "repetition", mean, se, len(repeated), higher_is_better=False)
+    for metric, values in (("length", [len(answer.ids) for answer in answers]), ("finished", [answer.finished for answer in answers])):
+        mean, se = mean_and_error(np.array(values, np.float64), groups)
+        yield Score(split, metric, mean, se, n, higher_is_better=True)
+
+
+def ngrams(ids: np.ndarray, size: int) -> list[bytes]:
+    """Return an answer's n-grams in order."""
+    data = np.ascontiguousarray(ids, np.int32).tobytes()
+    return [data[4 * i : 4 * (i + size)] for i in range(len(ids) - size + 1)]
+
+
+def distinct(answers: Sequence[np.ndarray], groups: np.ndarray, size: int) -> tuple[float, float]:
+    """Return the share of distinct n-grams over all answers, and its standard error by leaving out each prompt group in turn.
+
+    Without a group, those distinct n-grams are gone that no other group has, so that every leave-one-out figure is exact.
+    """
+    holders: dict[bytes, int] = {}  # the one group that has the n-gram, or -1 where several have it
+    totals: dict[int, int] = {}
+    for ids, group in zip(answers, groups.tolist(), strict=True):
+        found = ngrams(ids, size)
+        totals[group] = totals.get(group, 0) + len(found)
+        for gram in found:
+            if holders.setdefault(gram, group) != group:
+                holders[gram] = -1
+    total = sum(totals.values())
+    if not total:
+        return float("nan"), float("nan")
+    own = dict.fromkeys(totals, 0)
+    for group in holders.values():
+        if group >= 0:
+            own[group] += 1
+    left = np.array([(len(holders) - own[g]) / (total - count) for g, count in totals.items() if count < total])
+    g = len(left)
+    se = float(np.sqrt((g - 1) / g * ((left - left.mean()) ** 2).sum())) if g > 1 else float("nan")
+    return len(holders) / total, se
+
+
+def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: GenerateConfig) -> list[Answer]:
+    """Return every prompt's answer, on every rank; batches that are kept from before are not generated again.
+
+    Where weights are spread over ranks, all of them must generate as often: a rank that needs nothing joins in with a batch of its own.
+    """
+    import torch
+
+    parts = batches([len(prompt.ids) for prompt in asking], config, torch.device(subject.device).type)
+    mine = list(enumerate(parts))[subject.rank :: subject.world_size]
+    together = subject.world_size > 1 and any(hasattr(weight, "ds_id") for weight in subject.model.parameters())
+    found: dict[int, Answer] = {}
+    for turn in range(-(-len(parts) // subject.world_size)):
+        number, places = mine[turn] if turn < len(mine) else (turn, parts[-1])
+        batch = [asking[place] for place in places]
+        name = f"{split}-{digest([config.model_dump(mode='json'), [prompt.sample_id for prompt in batch]])}"
+        answers = _kept(subject, name) if turn < len(mine) else []
+        if answers is None or (together and _any_rank(answers is None)):
+            generated = _generate(subject, batch, config, f"{split}-{number}", together)
+            if answers is None:
+                answers = generated
+                _keep(subject, name, batch, answers)
+        if turn < len(mine):
+            found |= dict(zip(places, answers, strict=True))
+            logger.info("generate: %d of %d prompts of split %s answered by this rank", len(found), len(asking), split)
+    if subject.world_size > 1:
+        everyone: list[Any] = [None] * subject.world_size
+        torch.distributed.all_gather_object(everyone, found)
+        found = {place: answer for part in everyone for place, answer in part.items()}
+    return [found[place] for place in range(len(asking))]
+
+
+def batches(lengths: Sequence[int], config: GenerateConfig, device: str = "cpu") -> list[list[int]]:
+    """Return batches of prompts of like length, longest first, each within the batch's tokens (or a single prompt)."""
+    budget = config.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        longest = lengths[found[-1][0]] if found else 0
+        if found and (len(found[-1]) + 1) * (longest + config.max_new_tokens) <= budget:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def _any_rank(mine: bool) -> bool:
+    """Return whether it is so on any rank."""
+    import torch
+
+    said = torch.tensor(int(mine))
+    torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
+    return bool(said)
+
+
+def _generate(subject: Subject, batch: Sequence[Prompt], config: GenerateConfig, name: str, together: bool) -> list[Answer]:
+    """Return a batch's answers: prompts are padded on their left, so that all answers begin at one place."""
+    import torch
+    from transformers import GenerationConfig
+
+    longest, end = max(len(prompt.ids) for prompt in batch), subject.encoder.end
+    ids, mask = np.full((len(batch), longest), end, np.int64), np.zeros((len(batch), longest), np.int64)
+    for row, prompt in enumerate(batch):
+        ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
+    drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
+    settings = GenerationConfig(
+        max_new_tokens=config.max_new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **(drawing or {"do_sample": False})
+    )
+    torch.manual_seed(int(digest([config.seed, name])[:15], 16))
+    with torch.no_grad():
+        out = subject.model.generate(
+            input_ids=torch.from_numpy(ids).to(subject.device),
+            attention_mask=torch.from_numpy(mask).to(subject.device),
+            generation_config=settings,
+            synced_gpus=together,
+        )
+    return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
+
+
+def _kept(subject: Subject, name: str) -> list[Answer] | None:
+    table = subject.kept.read(name) if subject.kept else None
+    if table is None:
+        return None
+    return [Answer(np.array(row["tokens"], np.int32), row["finished"]) for row in table.to_pylist()]
+
+
+def _keep(subject: Subject, name: str, batch: Sequence[Prompt], answers: Sequence[Answer]) -> None:
+    if subject.kept:
+        rows = [
+            {"sample_id": prompt.sample_id, "tokens": answer.ids.tolist(), "finished": answer.finished}
+            for prompt, answer in zip(batch, answers, strict=True)
+        ]
+        subject.kept.write(name, pa.Table.from_pylist(rows, schema=PARTS_SCHEMA))
