@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from diversity.config import UserError
 
 MANIFEST = "manifest.json"
+ROW_GROUP = 8192  # rows: a reader of some of a part's rows reads little more than those
 KINDS = ("corpus", "heldout", "profile", "peel", "datasets", "metrics", "models", "scores", "results", "report")
 
 
@@ -214,7 +215,7 @@ class Artifact:
         filesystem, root = self.storage.filesystem()
         target = f"{root}/{self.path}/{name}"
         filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        pq.write_table(table, target, filesystem=filesystem, compression="zstd")
+        pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=ROW_GROUP)
 
     def open_output(self, name: str) -> BinaryIO:
         """Return a stream into a new file of the artifact, for what is not one table."""

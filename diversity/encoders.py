@@ -97,13 +97,13 @@ class ExactEncoder:
         missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
         self._placeholder = self.size
         ranks.update({byte: self.size + i for i, byte in enumerate(missing)})
-        encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             "exact",
             pat_str=twin_pattern(spec),
             mergeable_ranks=ranks,
             special_tokens={_NO_TEXT: self.size + len(missing)},
         )
-        self._encode = encoding.encode_to_numpy
+        self._encode = self.encoding.encode_to_numpy
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids (tokens,) int32, offsets (n + 1,) int64)."""

@@ -54,6 +54,12 @@ class OutConfig(CorpusConfig):
             raise ValueError("say which files hold the evaluation samples, or set evaluation.heldout.out to null")
         return paths
 
+    @field_validator("contamination")
+    @classmethod
+    def _none(cls, given: object) -> None:
+        if given is not None:
+            raise ValueError("evaluation samples are checked against the corpus in any case; the corpus is, by corpus.contamination")
+
 
 class HeldoutConfig(Config):
     """What runs are scored on: `in` comes out of the corpus, `out` from elsewhere; either may be null, but not both."""

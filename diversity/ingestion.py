@@ -48,11 +48,16 @@ class Batch:
 
 @dataclass
 class Counts:
-    """What became of the rows. Always `rows_read = samples + duplicates + rejected + beyond_limit`."""
+    """What became of the rows. Always `rows_read = samples + duplicates + rejected + removed + beyond_limit`.
+
+    `contamination` has the figures of the check against evaluation prompts, where there was one; `removed` what it took out.
+    """
 
     rows_read: int = 0
     samples: int = 0
     beyond_limit: int = 0
+    removed: int = 0
+    contamination: dict[str, Any] | None = None
     rejected: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
@@ -72,12 +77,14 @@ class Counts:
             "samples": self.samples,
             "duplicates": sum(self.duplicates.values()),
             "rejected": sum(self.rejected.values()),
+            "removed": self.removed,
             "beyond_limit": self.beyond_limit,
             "reasons": dict(self.rejected.most_common()),
             "sources": dict(sorted(listed.items())),
             "sources_in_all": len(self.sources),
             "duplicates_by_source": dict(self.duplicates.most_common(MOST_LISTED)),
             "formats": {file: dict(sorted(formats.items())) for file, formats in sorted(self.formats.items())[:MOST_LISTED]},
+            **({"contamination": self.contamination} if self.contamination is not None else {}),
         }
 
     def check(self, max_rejected: float) -> None:

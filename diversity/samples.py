@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from diversity.config import Config, near_matches
+from diversity.contamination import ContaminationConfig
 
 MESSAGE_TYPE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.large_string())])
 SAMPLE_SCHEMA = pa.schema(
@@ -51,12 +52,14 @@ class CorpusConfig(Config):
         columns: e.g. `{instruction: question, response: answer}`; keys are `instruction`, `input`, `response`, `messages`, `source`.
         max_rejected: largest share of rows that may be unusable, in [0, 1].
         limit: number of samples to keep, chosen by a keyed hash of their ids; null keeps all.
+        contamination: evaluation prompts that the corpus is checked for; null checks nothing.
     """
 
     paths: list[str] = Field(default_factory=list)
     columns: dict[str, str] | None = None
     max_rejected: float = Field(default=0.05, ge=0.0, le=1.0)
     limit: int | None = Field(default=None, ge=1)
+    contamination: ContaminationConfig | None = None
 
     @field_validator("columns")
     @classmethod

@@ -238,7 +238,7 @@ def _gram_hashes(offsets: np.ndarray, data: np.ndarray, gram_offsets: np.ndarray
 
 
 @njit(cache=True)
-def _slot(h: np.uint64, table: np.ndarray) -> np.uint64:
+def find_slot(h: np.uint64, table: np.ndarray) -> np.uint64:
     """Return the slot that holds a hash, or the empty one where it would go."""
     mask = np.uint64(len(table) - 1)
     slot = h & mask
@@ -250,7 +250,7 @@ def _slot(h: np.uint64, table: np.ndarray) -> np.uint64:
 @njit(cache=True)
 def _fill(hashes: np.ndarray, table: np.ndarray) -> None:
     for h in hashes:
-        table[_slot(h, table)] = h
+        table[find_slot(h, table)] = h
 
 
 @njit(cache=True)
@@ -258,7 +258,7 @@ def slots(hashes: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return the `(n,) int64` slots that hold the hashes, or the empty ones where they would go."""
     out = np.empty(len(hashes), dtype=np.int64)
     for i in range(len(hashes)):
-        out[i] = _slot(hashes[i], table)
+        out[i] = find_slot(hashes[i], table)
     return out
 
 
@@ -266,7 +266,7 @@ def slots(hashes: np.ndarray, table: np.ndarray) -> np.ndarray:
 def mark(hashes: np.ndarray, table: np.ndarray, found: np.ndarray) -> None:
     """Set `found` at the slots of those hashes that are in the table."""
     for h in hashes:
-        slot = _slot(h, table)
+        slot = find_slot(h, table)
         if table[slot] == h:
             found[slot] = True
 

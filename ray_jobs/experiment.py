@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from diversity.embedders import EmbedderConfig
 from diversity.samples import CorpusConfig
 from diversity.strategies import DIALLED, SelectionConfig, needs, refuse_control
 from diversity.taggers import TaggerConfig
-from diversity.tokens import BandConfig
+from diversity.tokens import WORD, BandConfig
 from diversity.topics import TopicsConfig
 from ray_jobs.report import ReportConfig
 from training.config import SftConfig
@@ -31,6 +32,8 @@ class ProfileConfig(Config):
     Attributes:
         embeddings: `all`: both sides are embedded, which posterior metrics look at; `needed`: only the sides that a macro typing or a
             strategy looks at, and posterior metrics of the others leave embeddings out.
+        tokenizers: further units of micro typings, `{llama: /models/llama}` for `response-micro@llama`: a folder with tokenizer.json, a hub
+            id or a built-in model.
         typings: those that coverage of every dataset is measured on.
     """
 
@@ -40,6 +43,15 @@ class ProfileConfig(Config):
     band: BandConfig = BandConfig()
     embeddings: Literal["all", "needed"] = "all"
     typings: list[str] = list(TYPINGS)
+    tokenizers: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("tokenizers")
+    @classmethod
+    def _new_names(cls, tokenizers: dict[str, str]) -> dict[str, str]:
+        for name in tokenizers:
+            if name == WORD or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
+                raise ValueError(f"{name!r} can't be a unit: letters, digits, '.' and '-', and not {WORD!r}")
+        return tokenizers
 
     @field_validator("typings")
     @classmethod
@@ -133,6 +145,11 @@ class Experiment(Config):
         return list(dict.fromkeys([*self.profile.typings, *dialled, *(f"{side}-micro" for side in SIDES)]))
 
     @property
+    def tokenizers(self) -> dict[str, str]:
+        """Return whose tokenizer each unit of a micro typing is; "" is the model's own."""
+        return {"": self.model, **self.profile.tokenizers}
+
+    @property
     def embedded_sides(self) -> list[str]:
         """Return the sides whose embeddings are made."""
         macro = {typing_parts(typing)[0] for typing in self.typings if typing_parts(typing)[1] == "macro"}
@@ -173,15 +190,27 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
     resolved = dict(values)
     resolved["storage"] = _absolute("storage", resolved.get("storage", "runs"), inside_job)
     resolved["corpus"] = _with_paths("corpus", resolved.get("corpus"), inside_job)
+    if isinstance(resolved["corpus"], dict) and resolved["corpus"].get("contamination") is not None:
+        checked = _with_paths("corpus.contamination", resolved["corpus"]["contamination"], inside_job)
+        resolved["corpus"] = {**resolved["corpus"], "contamination": checked}
     evaluation = resolved.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("heldout"), dict):
         heldout = dict(evaluation["heldout"])
         heldout["out"] = _with_paths("evaluation.heldout.out", heldout.get("out"), inside_job)
         resolved["evaluation"] = {**evaluation, "heldout": heldout}
-    model = resolved.get("model")
-    if isinstance(model, str) and (model.startswith((".", "~")) or Path(model).is_dir()):
-        resolved["model"] = _absolute("model", model, inside_job)
+    if "model" in resolved:
+        resolved["model"] = _model("model", resolved["model"], inside_job)
+    profile = resolved.get("profile")
+    if isinstance(profile, dict) and isinstance(profile.get("tokenizers"), dict):
+        tokenizers = {name: _model(f"profile.tokenizers.{name}", model, inside_job) for name, model in profile["tokenizers"].items()}
+        resolved["profile"] = {**profile, "tokenizers": tokenizers}
     return resolved
+
+
+def _model(field: str, model: Any, inside_job: bool) -> Any:
+    """Return a model in absolute form where it is a folder."""
+    folder = isinstance(model, str) and (model.startswith((".", "~")) or Path(model).is_dir())
+    return _absolute(field, model, inside_job) if folder else model
 
 
 def _with_paths(field: str, section: Any, inside_job: bool) -> Any:

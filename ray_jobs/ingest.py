@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.contamination import Prompts, screen, tally
 from diversity.corpora.inputs import Inputs, Unit
 from diversity.ingestion import (
     REJECTED_SCHEMA,
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 STAGING = "staging"
+CONTAMINATED = "contaminated"
 REPORT_SCHEMA = pa.schema([("unit", pa.int64()), ("report", pa.large_string())])
 
 
@@ -59,14 +61,18 @@ class Ingest:
     @cached_property
     def artifact(self) -> Artifact:
         """Return the corpus with everything in it."""
-        corpus = self.context.experiment.corpus
-        name = fingerprint(
-            stage="ingest",
-            version=VERSION,
-            config={"columns": corpus.columns, "limit": corpus.limit},
-            parents=self.inputs.roots,
-        )
+        name = fingerprint(stage="ingest", version=VERSION, config=self.settings, parents=self.inputs.roots)
         return self.context.storage.artifact("corpus", name)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Return what of the configuration changes what is sealed; evaluation prompts by their content."""
+        corpus = self.context.experiment.corpus
+        settings: dict[str, Any] = {"columns": corpus.columns, "limit": corpus.limit}
+        if corpus.contamination is not None:
+            prompts = Inputs(corpus.contamination.paths, cache_folder() / "digests.json").roots
+            settings["contamination"] = {**corpus.contamination.model_dump(exclude={"paths"}), "prompts": prompts}
+        return settings
 
 
 @once
@@ -108,17 +114,23 @@ def _build(context: Context, stage: Ingest) -> None:
         logger.info("ingest: %s: %s", file, ", ".join(f"{count} {name}" for name, count in sorted(formats.items())) or "no usable row")
     counts.check(corpus.max_rejected)
     parts = [[place for bucket in run for place in staged.places[bucket]] for run in part_ranges(staged.sizes)]
+    prompts = Prompts.read(corpus.contamination) if corpus.contamination else None
+    held = ray.put(prompts)
     merge_part, lowest_places = ray.remote(_merge_part), ray.remote(_lowest)
     threshold = None
     if corpus.limit is not None:
-        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit) for places in parts])
+        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit, held) for places in parts])
         threshold = limit_threshold(lowest, corpus.limit)
-    results = ray.get([merge_part.remote(artifact, number, places, threshold) for number, places in enumerate(parts)])
+    results = ray.get([merge_part.remote(artifact, number, places, threshold, held) for number, places in enumerate(parts)])
     for result in results:
         counts.samples += result["samples"]
         counts.beyond_limit += result["beyond_limit"]
+        counts.removed += result["removed"]
         counts.duplicates.update(result["duplicates"])
         counts.sources.update(result["sources"])
+    if prompts is not None:
+        counts.contamination = tally(artifact.read(CONTAMINATED), prompts)
+        logger.info("ingest: contamination: %s", _told(counts.contamination))
     content = ContentHash()
     for part in artifact.parts():
         content.update(read_part(artifact, part, ["sample_id", "source"]))
@@ -128,7 +140,7 @@ def _build(context: Context, stage: Ingest) -> None:
         {
             "stage": "ingest",
             "version": VERSION,
-            "config": {"columns": corpus.columns, "limit": corpus.limit},
+            "config": stage.settings,
             "content_hash": content.hexdigest(),
             "group_by": stage.inputs.group_by,
             "inputs": [{"input": shown, "digest": digest} for shown, digest in stage.inputs.digests.items()],
@@ -136,8 +148,12 @@ def _build(context: Context, stage: Ingest) -> None:
             **figures,
         }
     )
-    told = ("rows_read", "samples", "duplicates", "rejected", "beyond_limit")
-    logger.info("ingest: %s", ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in told))
+    told = ("rows_read", "samples", "duplicates", "rejected", "removed", "beyond_limit")
+    logger.info("ingest: %s", _told({name: figures[name] for name in told}))
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in figures.items() if isinstance(count, int))
 
 
 @dataclass
@@ -204,20 +220,29 @@ def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table
     return merge(tables)
 
 
-def _lowest(artifact: Artifact, places: list[tuple[str, int]], limit: int) -> np.ndarray:
+def _lowest(artifact: Artifact, places: list[tuple[str, int]], limit: int, prompts: Prompts | None) -> np.ndarray:
     """Return the lowest numbers in `limit_order` of a run of buckets, as many as could be taken."""
-    order = limit_order(_merged(artifact, places)[0]["sample_id"])
+    merged, _ = _merged(artifact, places)
+    samples = screen(merged, prompts)[0] if prompts is not None and prompts.remove else merged
+    order = limit_order(samples["sample_id"])
     return order if len(order) <= limit else np.partition(order, limit - 1)[:limit]
 
 
-def _merge_part(artifact: Artifact, number: int, places: list[tuple[str, int]], threshold: int | None) -> dict[str, Any]:
-    """Write one part of the corpus and return its counts."""
+def _merge_part(
+    artifact: Artifact, number: int, places: list[tuple[str, int]], threshold: int | None, prompts: Prompts | None
+) -> dict[str, Any]:
+    """Write one part of the corpus, and of the report on contamination if there are prompts, and return its counts."""
     merged, duplicates = _merged(artifact, places)
-    samples = within_limit(merged, threshold)
+    clean = merged
+    if prompts is not None:
+        clean, report = screen(merged, prompts)
+        artifact.write(report, f"{CONTAMINATED}/part-{number:05d}.parquet")
+    samples = within_limit(clean, threshold)
     artifact.write(samples, f"data/part-{number:05d}.parquet")
     return {
         "samples": len(samples),
-        "beyond_limit": len(merged) - len(samples),
+        "removed": len(merged) - len(clean),
+        "beyond_limit": len(clean) - len(samples),
         "duplicates": duplicates,
         "sources": counted(samples["source"]),
     }

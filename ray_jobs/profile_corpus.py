@@ -51,9 +51,10 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
     settings: dict[str, Any] = {"typing": typing}
     if granularity == "micro":
         settings["band"] = profile.band.model_dump(mode="json")
-        if unit:
+        tokenizers = context.experiment.tokenizers
+        if unit not in tokenizers:
             return _artifact(context, "profile", settings, [] if unit == WORD else ["tiktoken"], [corpus])
-        folder = resolve_model(context.experiment.model, cache_folder(), tokenizer_only=True)
+        folder = resolve_model(tokenizers[unit], cache_folder(), tokenizer_only=True)
         return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
     if granularity == "macro":
         settings["topics"] = profile.topics.model_dump(mode="json", exclude={"min_topics"})
@@ -94,7 +95,7 @@ def run(context: Context) -> None:
 
 def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -> None:
     """Do the row-wise work in one pass, then the rest in tasks; topics start first, since they take longest."""
-    profile, model = context.experiment.profile, context.experiment.model
+    profile, tokenizers = context.experiment.profile, context.experiment.tokenizers
     warm = ray.remote(profile_tasks.warm_up).remote() if any(name.endswith("-macro") for name in missing) else None
     works = _works(context, missing)
     spans = rows.spans(_span_rows(context, len(rows)))
@@ -113,7 +114,7 @@ def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -
         if isinstance(work, Tag):
             waiting.append(ray.remote(profile_tasks.make_tags).options(name=name).remote(work, name, profile.embedder, sealing))
         elif isinstance(work, Tokenise):
-            lookup = ray.remote(profile_tasks.count_types).remote(work, len(rows), profile.band, model)
+            lookup = ray.remote(profile_tasks.count_types).remote(work, len(rows), profile.band, tokenizers)
             typed = _type_rows(work, rows, spans, lookup)
             waiting.append(ray.remote(profile_tasks.seal_micro).options(name=name).remote(work, sealing, *typed))
     finished("typings sealed", waiting)
@@ -140,7 +141,7 @@ def _one_pass(
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
-        fn_constructor_args=(rows, spans, list(works), context.experiment.model),
+        fn_constructor_args=(rows, spans, list(works), context.experiment.tokenizers),
         num_gpus=num_gpus,
     )
     samples = 0

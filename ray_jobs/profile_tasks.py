@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -64,16 +64,17 @@ class Work(Protocol):
 class Tools:
     """The tokenizers of a worker, each loaded once."""
 
-    def __init__(self, model: str) -> None:
-        """Remember the model's name; its folder is resolved on this node when it is needed."""
-        self._model = model
+    def __init__(self, tokenizers: Mapping[str, str]) -> None:
+        """Remember whose tokenizer each unit is, "" being the model's own; folders are resolved on this node when they are needed."""
+        self._tokenizers = tokenizers
         self._encoders: dict[str, Encoder] = {}
 
     def encoder(self, unit: str, texts: Sequence[str]) -> Encoder:
         """Return the encoder of a unit; its fast path is checked on the texts."""
         if unit not in self._encoders:
-            folder = None if unit else resolve_model(self._model, cache_folder(), tokenizer_only=True)
-            self._encoders[unit] = load_encoder(unit, folder, check_on=texts[:CHECKED])
+            named = self._tokenizers.get(unit)
+            folder = resolve_model(named, cache_folder(), tokenizer_only=True) if named else None
+            self._encoders[unit] = load_encoder("" if named else unit, folder, check_on=texts[:CHECKED])
         return self._encoders[unit]
 
 
@@ -147,10 +148,10 @@ class Tag:
 class SpanWorker:
     """A Ray Data UDF: takes numbers of spans, does all work on the rows of each, and returns the numbers with their rows."""
 
-    def __init__(self, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work], model: str) -> None:
+    def __init__(self, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work], tokenizers: Mapping[str, str]) -> None:
         """Remember what to do; tools are loaded with the first span."""
         self._rows, self._spans, self._works = rows, spans, works
-        self._tools = Tools(model)
+        self._tools = Tools(tokenizers)
         self._open: list[Callable[[int, pa.Table], None]] = []
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -166,7 +167,7 @@ class SpanWorker:
         return pa.table({"span": batch["span"].cast(pa.int64()), "rows": pa.array(done, pa.int64())})
 
 
-def count_types(work: Tokenise, n: int, band: BandConfig, model: str) -> np.ndarray | list[str]:
+def count_types(work: Tokenise, n: int, band: BandConfig, tokenizers: Mapping[str, str]) -> np.ndarray | list[str]:
     """Write the types and the vocabulary of a micro typing, and return what turns rows into types: a lookup table, or words.
 
     Raises:
@@ -177,7 +178,7 @@ def count_types(work: Tokenise, n: int, band: BandConfig, model: str) -> np.ndar
     if unit == WORD:
         vocabulary, size = merge_vocabularies(blocks, n), 0
     else:
-        encoder = Tools(model).encoder(unit, [])
+        encoder = Tools(tokenizers).encoder(unit, [])
         size = encoder.size
         found = Frequencies(n, np.zeros(size, np.int64), np.zeros(size, np.int64))
         for block in blocks:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from diversity.config import lookup
+from diversity.contamination import Prompts, screen, tally
 from diversity.corpora.files import BUILTIN, InputFile, content_digest, find_files, suffixes_of
 from diversity.ingestion import (
     REJECTED_SCHEMA,
@@ -151,6 +152,10 @@ def _gather(found: Sequence[tuple[str, Batch]], config: CorpusConfig) -> tuple[p
         counts.add_batch(shown, len(batch.samples) + len(batch.rejected), counted(batch.rejected["reason"]), batch.formats)
     counts.check(config.max_rejected)
     merged, counts.duplicates = merge([batch.samples for _, batch in found])
+    if config.contamination is not None:
+        prompts, before = Prompts.read(config.contamination), len(merged)
+        merged, report = screen(merged, prompts)
+        counts.removed, counts.contamination = before - len(merged), tally(report, prompts)
     threshold = limit_threshold([limit_order(merged["sample_id"])], config.limit) if config.limit else None
     samples = within_limit(merged, threshold)
     counts.samples, counts.beyond_limit = len(samples), len(merged) - len(samples)

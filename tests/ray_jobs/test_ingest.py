@@ -135,6 +135,29 @@ def test_the_limit_takes_what_one_process_takes(tmp_path: Path, monkeypatch: pyt
     assert context(tmp_path, [path]).index.get("corpus").path == artifact.path
 
 
+@pytest.mark.parametrize("limit", ["null", "80"])
+def test_contaminated_samples_are_reported_or_removed_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(Inputs, "n_buckets", 4)
+    path, prompts = write_jsonl(tmp_path / "x.jsonl", rows(100)), rows(100)[10:15]
+    write_jsonl(tmp_path / "eval.jsonl", [{"prompt": row["instruction"].upper()} for row in prompts])
+    clean = ingested(tmp_path, [path], f"corpus.limit={limit}")
+    found = {}
+    for remove in ("false", "true"):
+        overrides = [f"corpus.limit={limit}", f"corpus.contamination={{paths: ['{tmp_path}/eval.jsonl'], remove: {remove}}}"]
+        artifact = ingested(tmp_path, [path], *overrides)
+        samples, _, counts = read_corpus(context(tmp_path, [path], *overrides).experiment.corpus)
+        assert artifact.read().equals(samples)
+        assert {key: artifact.manifest[key] for key in counts.manifest()} == counts.manifest()
+        assert artifact.manifest["contamination"]["samples"] == len(artifact.read("contaminated")) == 5
+        found[remove] = artifact
+    assert len({clean.path, *(artifact.path for artifact in found.values())}) == 3
+    assert found["false"].manifest["content_hash"] == clean.manifest["content_hash"] != found["true"].manifest["content_hash"]
+    assert found["true"].manifest["removed"] == 5
+    assert not {row["instruction"] for row in prompts} & set(found["true"].read()["instruction"].to_pylist())
+
+
 def test_sealed_is_skipped_edited_is_new_and_leftovers_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", rows(30))
     first = ingested(tmp_path, [path])
