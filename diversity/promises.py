@@ -32,6 +32,7 @@ class Asked:
         closure: of its typing's pools.
         rho: how many times the budget the pool of level 0 holds.
         largest: the size whose level 0 counts: the largest of the grid under `kmin_from: largest`, else the cell's own.
+        looks_at: typings that an untyped strategy may choose samples for types of.
         quota_from: (typing, its k_min) that the quotas of bins come from, where the control has any.
     """
 
@@ -39,6 +40,7 @@ class Asked:
     closure: str = "strict"
     rho: Fraction = Fraction(3, 2)
     largest: int = 0
+    looks_at: tuple[str, ...] = ()
     quota_from: tuple[str, int] | None = None
 
 
@@ -145,15 +147,17 @@ def _text(case: Case) -> Finding:
 
 
 def _chosen_for(case: Case) -> Finding:
+    """Check that each sample has the type that it is said to be chosen for; under a typed strategy there is one, and it is kept."""
     reasons = case.table.column("chosen_for").to_numpy()
-    if case.cell.typing is None:
-        return found(bool((reasons == -1).all()), f"{int((reasons != -1).sum())} samples are said to be chosen for a type")
-    types = case.ground.types[case.cell.strategy]
-    owners, values = types.pairs(case.known)
-    kept = (reasons >= 0) & (reasons < types.n_types)
-    kept[kept] = case.kept[reasons[kept]]
-    has = np.isin(case.rows * types.n_types + reasons, owners * types.n_types + values) & (case.rows >= 0)
-    wrong = case.ids[~(kept & has)]
+    has = np.zeros(len(reasons), bool) if case.cell.typing else reasons == -1
+    for typing in (case.cell.strategy,) if case.cell.typing else case.asked.looks_at:
+        types = case.ground.types[typing]
+        owners, values = types.pairs(case.known)
+        real = (case.rows >= 0) & (reasons >= 0) & (reasons < types.n_types)
+        has |= real & np.isin(case.rows * types.n_types + reasons, owners * types.n_types + values)
+    if case.cell.typing:
+        has[has] = case.kept[reasons[has]]
+    wrong = case.ids[~has]
     return found(not len(wrong), f"{len(wrong)} samples chosen for a type that they do not have or that is not kept{_example(wrong)}")
 
 

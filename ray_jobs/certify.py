@@ -93,8 +93,9 @@ def _ground(sources: Sources, from_text: bool) -> tuple[Ground, list[Verdict]]:
             verdicts.append(Verdict(f"typing {typing}", "df", FAIL, f"{profile.uri} has other rows than the corpus"))
             continue
         table = profile.read("types").sort_by("type")
-        types[typing] = _types(sources, typing, data, table)
-        verdicts += certify_typing(typing, types[typing], table, _band(profile))
+        sealed = _types(data, table)
+        verdicts += certify_typing(typing, sealed, table, _band(profile))
+        types[typing] = _with_outliers(sources, typing, sealed)
         if "tokens" in data.column_names:
             tokens[typing] = data.column("tokens").to_numpy()
         if typing in sources.peels:
@@ -120,14 +121,19 @@ def _parts(corpus: Artifact, columns: list[str]) -> Iterator[pa.Table]:
                 yield pa.Table.from_batches([batch])
 
 
-def _types(sources: Sources, typing: str, data: pa.Table, table: pa.Table) -> Types:
-    """Return the types as they are sealed; outliers that join their nearest topic are joined by the same code as in the build."""
-    if typing_parts(typing)[1] == "macro" and sources.selection.outliers == "nearest":
-        incidence = dataset_tasks.load_typing(sources, typing).incidence
-        return Types(incidence.indptr, incidence.indices, incidence.n_types)
+def _types(data: pa.Table, table: pa.Table) -> Types:
+    """Return the types of each sample as they are sealed."""
     lists = data.column("types").combine_chunks()
     bounds = lists.offsets.to_numpy().astype(np.int64)
     return Types(bounds - bounds[0], lists.flatten().to_numpy(), table.num_rows)
+
+
+def _with_outliers(sources: Sources, typing: str, sealed: Types) -> Types:
+    """Return the types that samples are chosen by: outliers that join their nearest topic are joined by the same code as in the build."""
+    if typing_parts(typing)[1] != "macro" or sources.selection.outliers == "exclude":
+        return sealed
+    incidence = dataset_tasks.load_typing(sources, typing).incidence
+    return Types(incidence.indptr, incidence.indices, incidence.n_types)
 
 
 def _band(profile: Artifact) -> tuple[int, int] | None:
@@ -171,6 +177,7 @@ def _asked(one: SealedDataset, sources: Sources, quota_k_min: int | None) -> Ask
         closure=closure_of(cell.strategy, selection),
         rho=Fraction(str(selection.rho)),
         largest=max(sources.grid.sizes) if selection.kmin_from == "largest" else cell.size,
+        looks_at=needs(cell, sources.grid).typings,
         quota_from=None if quota_k_min is None else (quota_typing, quota_k_min),
     )
 
