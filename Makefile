@@ -26,7 +26,7 @@ probe: install
 	$(BIN)/python -m ray_jobs.pipeline ray_jobs/configs/demo.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

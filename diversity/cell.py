@@ -83,7 +83,11 @@ def typing_parts(name: str) -> tuple[str, str, str]:
 class GridConfig(Config):
     """Which cells there are: every strategy at every size, level, subset seed and control.
 
-    `train` holds patterns (`fnmatch`) of the names of the cells that are fine-tuned; null means all of them.
+    Attributes:
+        random_quota_from: the typed strategy whose quotas `random` takes under a control by quota.
+        length_window: the response lengths, in the model's tokens, of the corpus that the control `length-window` derives, both ends
+            included; null: the window [a, 2a] that holds most samples.
+        train: patterns (`fnmatch`) of the names of the cells that are fine-tuned; null means all of them.
     """
 
     strategies: list[str] = Field(default=[*TYPINGS, "random"], min_length=1)
@@ -92,6 +96,7 @@ class GridConfig(Config):
     subset_seeds: list[int] = Field(default=[0], min_length=1)
     controls: list[str] = Field(default=["none"], min_length=1)
     random_quota_from: str = "response-micro"
+    length_window: tuple[int, int] | None = None
     train: list[str] | None = None
 
     @field_validator("sizes")
@@ -119,6 +124,13 @@ class GridConfig(Config):
             raise ValueError("a list of levels holds fractions from 0 to 1")
         return levels
 
+    @field_validator("length_window")
+    @classmethod
+    def _window(cls, window: tuple[int, int] | None) -> tuple[int, int] | None:
+        if window is not None and not 1 <= window[0] <= window[1]:
+            raise ValueError(f"a length window is [shortest, longest] in tokens, from 1 on, not {list(window)}")
+        return window
+
     @field_validator("controls")
     @classmethod
     def _known(cls, controls: list[str]) -> list[str]:
@@ -143,7 +155,7 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
         has_level: for every strategy that is no typing, whether it has a dial; typed strategies always have one.
 
     Raises:
-        ConfigError: an unknown strategy, a combination without meaning, or two cells of one name.
+        ConfigError: an unknown strategy, or two cells of one name.
     """
     cells = []
     for strategy, size in itertools.product(grid.strategies, grid.sizes):
@@ -152,8 +164,6 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
         levels = grid.fractions if is_typing(strategy) or has_level[strategy] else [None]
         for level, seed, control in itertools.product(levels, grid.subset_seeds, grid.controls):
             cells.append(Cell(strategy, size, level, seed, control))
-    for cell in cells:
-        refuse_senseless(cell)
     by_name: dict[str, Cell] = {}
     for cell in cells:
         if (other := by_name.setdefault(cell.name, cell)) is not cell:
@@ -173,13 +183,3 @@ def trained(cells: list[Cell], patterns: list[str] | None) -> list[Cell]:
         if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
             raise ConfigError(f"grid.train: {pattern!r} names no cell{near_matches(pattern, [cell.name for cell in cells])}")
     return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
-
-
-def refuse_senseless(cell: Cell) -> None:
-    """Refuse what can't mean anything, before any work is done.
-
-    Raises:
-        ConfigError: the control contradicts the strategy.
-    """
-    if cell.control == "length-window":
-        raise ConfigError(f"{cell.name}: control length-window needs a corpus derived by length, which is not built yet; use length-quota")

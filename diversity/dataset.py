@@ -1,11 +1,11 @@
-"""Datasets on disk: written in one pass over the corpus, then read again and recounted from their own rows.
+"""Datasets on disk: written in one pass over the corpus, or as picks that are read through to it; read again and recounted at their seal.
 
 A dataset that misses its target is an error, never a warning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from diversity.incidence import Incidence
 from diversity.samples import SAMPLE_SCHEMA, sample_id, texts
 
 DATASET_SCHEMA = SAMPLE_SCHEMA.append(pa.field("chosen_for", pa.int32()))
+PICKS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row", pa.int64()), ("chosen_for", pa.int32())])
 
 
 class DatasetError(UserError):
@@ -86,6 +87,45 @@ def write(corpus: Artifact, choices: Mapping[Artifact, Choice]) -> None:
                     reasons = pa.array(choice.chosen_for[low:high], pa.int32())
                     writers[artifact].write_table(taken.append_column(DATASET_SCHEMA.field("chosen_for"), reasons))
             start += len(table)
+
+
+def write_picks(ids: np.ndarray, choices: Mapping[Artifact, Choice]) -> None:
+    """Write what was chosen without its texts, PICKS_SCHEMA; `ids` are the corpus's, `(n,)` `S32`."""
+    for artifact, choice in choices.items():
+        columns = [ids[choice.rows].astype("U32"), choice.rows, choice.chosen_for]
+        artifact.write(pa.table([pa.array(c, field.type) for c, field in zip(columns, PICKS_SCHEMA, strict=True)], schema=PICKS_SCHEMA))
+
+
+def through_to(corpus: Artifact, picks: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of picks out of their corpus, as a dataset with texts would hold them; one part of it is in memory at a time.
+
+    Args:
+        corpus: the sealed corpus that they were chosen from.
+        picks: PICKS_SCHEMA, ascending in `row`.
+        columns: of DATASET_SCHEMA; all of them by default.
+    """
+    schema = DATASET_SCHEMA if columns is None else pa.schema([DATASET_SCHEMA.field(name) for name in columns])
+    wanted = [name for name in schema.names if name != "chosen_for"]
+    rows, filesystem = picks.column("row").to_numpy(), corpus.storage.filesystem()[0]
+    start, pieces = 0, [schema.empty_table()]
+    for part in corpus.parts():
+        stop = start + pq.read_metadata(part, filesystem=filesystem).num_rows
+        low, high = np.searchsorted(rows, (start, stop))
+        if low < high:
+            taken = pq.read_table(part, columns=wanted, filesystem=filesystem).take(pa.array(rows[low:high] - start))
+            if "chosen_for" in schema.names:
+                taken = taken.append_column("chosen_for", picks.column("chosen_for").slice(low, high - low))
+            pieces.append(taken.select(schema.names).cast(schema))
+        start = stop
+    return pa.concat_tables(pieces)
+
+
+def read(dataset: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a sealed dataset, with texts or of picks alone; `columns` are of DATASET_SCHEMA, all by default."""
+    manifest = dataset.manifest
+    if manifest.get("materialised", True):
+        return dataset.read(columns=columns)
+    return through_to(dataset.storage.at(manifest["made_from"]["corpus"]), dataset.read(), columns)
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -1,13 +1,17 @@
 """The dial in one process, for a notebook: an Arrow table or DataFrame in, a dataset out. No Ray, no storage.
 
-    from diversity.notebook import choose
+    from diversity.notebook import choose, profile
     chosen = choose(frame, size=1000, strategy="response-micro@word", level=1)
+
+    profiled = profile(frame, "response-micro@word")                    # types once, then as many datasets as one likes
+    chosen = {level: profiled.choose(1000, level) for level in (0, 0.5, 1)}
 
 It uses the same functions as the jobs and gives the same rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from diversity.cell import SIDES, Cell, GridConfig, is_typing, typing_parts
 from diversity.config import ConfigError
 from diversity.dataset import DATASET_SCHEMA
 from diversity.embedders import EmbedderConfig, embed
+from diversity.encoders import load_encoder
 from diversity.incidence import Incidence
 from diversity.keys import sample_keys
 from diversity.peel import TypedInputs
@@ -71,6 +76,84 @@ def typed(table: pa.Table, typing: str, *, model: Path | None = None, band: Band
     return tags(table, typing, TaggerConfig(), EmbedderConfig())
 
 
+@dataclass
+class Profiled:
+    """Samples with their types, from which datasets are chosen.
+
+    Attributes:
+        table: sample columns, sorted by sample_id.
+        strategy: a typing, `random` or `longest`.
+        types: the types of each sample, for a typing.
+        tokens: response tokens of each sample `(n,) int32`, for `longest`.
+    """
+
+    table: pa.Table
+    strategy: str
+    types: Typed | None = None
+    tokens: np.ndarray | None = None
+    _pruned: dict[SelectionConfig, TypedInputs] = field(default_factory=dict, repr=False)
+
+    def choose(self, size: int, level: float | Fraction | str = 1, *, seed: int = 0, selection: SelectionConfig | None = None) -> pa.Table:
+        """Return a dataset of exactly `size` samples: sample columns and `chosen_for`, sorted by sample_id.
+
+        Args:
+            size: samples.
+            level: nominal diversity in [0, 1]; without meaning for strategies that have no dial.
+            seed: subset seed.
+            selection: how the dial turns.
+
+        Raises:
+            UserError: the size or level can't be had; the message says what can.
+        """
+        selection = selection or SelectionConfig()
+        fraction = Fraction(str(level)) if self.types else None
+        keys = sample_keys(self.table.column("sample_id"))
+        none = np.zeros(len(self.table), np.int32)
+        inputs = Inputs(
+            sample_keys=keys,
+            tokens=dict.fromkeys(SIDES, none if self.tokens is None else self.tokens),
+            source=none,
+            source_names=["notebook"],
+            typed={self.strategy: self._types(keys, selection)} if self.types else {},
+            grid=GridConfig(strategies=[self.strategy], sizes=[size], levels=[Fraction(1) if fraction is None else fraction]),
+        )
+        picks = select(inputs, Cell(self.strategy, size, fraction, seed), selection)
+        reasons = pa.array(picks.chosen_for, pa.int32())
+        return self.table.take(pa.array(picks.rows)).append_column(DATASET_SCHEMA.field("chosen_for"), reasons)
+
+    def _types(self, keys: np.ndarray, selection: SelectionConfig) -> TypedInputs:
+        """Return the typing pruned, once for each way of pruning."""
+        if selection not in self._pruned:
+            assert self.types is not None
+            incidence = Incidence.from_lists(self.types.data.column("types"), self.types.types.num_rows)
+            contents = self.types.types.column("content").to_pylist()
+            self._pruned[selection] = prune_typing(self.types.typing, incidence, contents, keys, selection)
+        return self._pruned[selection]
+
+
+def profile(rows: Any, strategy: str = "response-micro@word", *, model: Path | None = None, band: BandConfig | None = None) -> Profiled:
+    """Return rows with the types that a strategy goes by.
+
+    Args:
+        rows: see `read`.
+        strategy: a typing, or `random` or `longest`.
+        model: see `typed`; `longest` goes by its tokens, too.
+        band: see `typed`.
+
+    Raises:
+        ConfigError: `longest` without a model, or a row that can't be used.
+    """
+    table = read(rows)
+    if is_typing(strategy):
+        return Profiled(table, strategy, types=typed(table, strategy, model=model, band=band))
+    if strategy != "longest":
+        return Profiled(table, strategy)
+    if model is None:
+        raise ConfigError("longest goes by the model's tokens: give model=, a folder with its tokenizer.json")
+    _, offsets = load_encoder("", model).encode(table.column("response").to_pylist())
+    return Profiled(table, strategy, tokens=np.diff(offsets).astype(np.int32))
+
+
 def choose(
     rows: Any,
     size: int,
@@ -81,38 +164,5 @@ def choose(
     model: Path | None = None,
     selection: SelectionConfig | None = None,
 ) -> pa.Table:
-    """Return a dataset of exactly `size` samples: sample columns and `chosen_for`, sorted by sample_id.
-
-    Args:
-        rows: see `read`.
-        size: samples.
-        strategy: a typing, or `random` or `longest`.
-        level: nominal diversity in [0, 1]; without meaning for strategies that have no dial.
-        seed: subset seed.
-        model: see `typed`.
-        selection: how the dial turns.
-
-    Raises:
-        UserError: the size or level can't be had; the message says what can.
-    """
-    table = read(rows)
-    selection = selection or SelectionConfig()
-    dialled = is_typing(strategy)
-    fraction = Fraction(str(level)) if dialled else None
-    keys = sample_keys(table.column("sample_id"))
-    inputs = Inputs(
-        sample_keys=keys,
-        tokens={side: np.array([len(text) for text in table.column(side).to_pylist()], np.int32) for side in SIDES},
-        source=np.zeros(len(table), np.int32),
-        source_names=["notebook"],
-        typed={strategy: _pruned(typed(table, strategy, model=model), keys, selection)} if dialled else {},
-        grid=GridConfig(strategies=[strategy], sizes=[size], levels=[fraction if fraction is not None else Fraction(1)]),
-    )
-    picks = select(inputs, Cell(strategy, size, fraction, seed), selection)
-    return table.take(pa.array(picks.rows)).append_column(DATASET_SCHEMA.field("chosen_for"), pa.array(picks.chosen_for, pa.int32()))
-
-
-def _pruned(found: Typed, keys: np.ndarray, selection: SelectionConfig) -> TypedInputs:
-    incidence = Incidence.from_lists(found.data.column("types"), found.types.num_rows)
-    contents = found.types.column("content").to_pylist()
-    return prune_typing(found.typing, incidence, contents, keys, selection)
+    """Return one dataset out of rows: `profile(rows, strategy, model=model).choose(size, level, seed=seed, selection=selection)`."""
+    return profile(rows, strategy, model=model).choose(size, level, seed=seed, selection=selection)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
-from diversity.cell import SIDES, Cell, GridConfig
+from diversity.cell import Cell, GridConfig
 from diversity.strategies import needs
-from ray_jobs import dataset_tasks, heldout, profile_corpus
+from ray_jobs import dataset_tasks, length_window, profile_corpus
 from ray_jobs.dataset_tasks import Sources
 from ray_jobs.runtime import Context, finished, main, once
 
@@ -28,7 +28,7 @@ CELLS_A_BATCH = 8
 
 @once
 def peel_artifact(context: Context, typing: str) -> Artifact:
-    """Return the artifact of a typing's pruning: its types in the order in which they are given up."""
+    """Return the artifact of a typing's pruning over the context's corpus: its types in the order in which they are given up."""
     selection = context.experiment.selection
     name = fingerprint(
         stage="peel",
@@ -43,6 +43,7 @@ def peel_artifact(context: Context, typing: str) -> Artifact:
 @once
 def dataset_artifact(context: Context, cell: Cell) -> Artifact:
     """Return the artifact of a cell's dataset. k follows from what is hashed here: fraction, sizes, selection and profiles."""
+    context = profile_corpus.chosen_from(context, cell.control)
     experiment = context.experiment
     request = {**cell.describe(), "level": None if cell.level is None else str(cell.level)}
     if experiment.selection.kmin_from == "largest":
@@ -58,7 +59,7 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         version=VERSION,
         config={"cell": request, "selection": selection, "profiles": profiles},
         packages=package_versions("numpy", "pyarrow"),
-        parents=[heldout.corpus_artifact(context).fingerprint],
+        parents=[profile_corpus.corpus_artifact(context).fingerprint],
     )
     return context.storage.artifact("datasets", name)
 
@@ -66,7 +67,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
 @once
 def metrics_artifact(context: Context, cell: Cell) -> Artifact:
     """Return the artifact of the posterior metrics of a cell's dataset."""
-    sides = [profile_corpus.embedding_artifact(context, side).fingerprint for side in SIDES]
+    context = profile_corpus.chosen_from(context, cell.control)
+    sides = [profile_corpus.embedding_artifact(context, side).fingerprint for side in context.experiment.embedded_sides]
     tokens = profile_corpus.profile_artifact(context, "response-micro").fingerprint
     parents = [dataset_artifact(context, cell).fingerprint, tokens, *sides]
     name = fingerprint(stage="metrics", version=VERSION, packages=package_versions("numpy"), parents=parents)
@@ -81,15 +83,40 @@ def plan(context: Context) -> Iterator[str]:
 
 
 def run(context: Context) -> None:
-    """Build, check and seal every dataset of the grid, then its posterior metrics."""
+    """Build, check and seal every dataset of the grid, then its posterior metrics; corpus by corpus, where a control derives one."""
+    cells = context.experiment.cells
+    derived = {cell for cell in cells if cell.control == length_window.NAME}
+    if own := [cell for cell in cells if cell not in derived]:
+        _run_over(context, own)
+    if derived:
+        _run_over(profile_corpus.chosen_from(context, length_window.NAME), [cell for cell in cells if cell in derived])
+
+
+def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:
+    """Return the sealed parents of cells that are chosen from the context's corpus, and the (perhaps unsealed) peels of what they dial.
+
+    Raises:
+        ArtifactError: a parent is not sealed.
+    """
     experiment = context.experiment
-    corpus = context.require(heldout.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else "ingest")
-    profiles = {t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings}
-    embeddings = {side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in SIDES}
-    sources = Sources(corpus, profiles, embeddings, experiment.model, experiment.selection, experiment.grid)
-    datasets = {cell: dataset_artifact(context, cell) for cell in experiment.cells}
-    metrics = {cell: metrics_artifact(context, cell) for cell in experiment.cells}
-    peels = {typing: peel_artifact(context, typing) for typing in _dialled(experiment.cells, experiment.grid)}
+    return Sources(
+        corpus=context.require(profile_corpus.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else "ingest"),
+        profiles={t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings},
+        embeddings={
+            side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in experiment.embedded_sides
+        },
+        model=experiment.model,
+        selection=experiment.selection,
+        grid=experiment.grid,
+        peels={typing: peel_artifact(context, typing) for typing in _dialled(cells, experiment.grid)},
+    )
+
+
+def _run_over(context: Context, cells: Sequence[Cell]) -> None:
+    """Build and measure the cells that are chosen from the context's corpus."""
+    sources = sources_over(context, cells)
+    datasets = {cell: dataset_artifact(context, cell) for cell in cells}
+    metrics = {cell: metrics_artifact(context, cell) for cell in cells}
     unbuilt = [cell for cell in datasets if not datasets[cell].sealed]
     unmeasured = [cell for cell in metrics if not metrics[cell].sealed]
     logger.info("%d datasets: %d to build, %d to measure", len(datasets), len(unbuilt), len(unmeasured))
@@ -97,8 +124,7 @@ def run(context: Context) -> None:
         context.connect()
         samples = ray.remote(dataset_tasks.load_samples).remote(sources)
         if unbuilt:
-            _build(sources, samples, peels, {cell: datasets[cell] for cell in unbuilt})
-            context.index.add_many("peel", dict(peels))
+            _build(sources, samples, {cell: datasets[cell] for cell in unbuilt})
             context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
         task = ray.remote(dataset_tasks.measure_dataset)
         finished(
@@ -106,16 +132,16 @@ def run(context: Context) -> None:
             [task.remote(sources, cell, datasets[cell], metrics[cell], samples) for cell in unmeasured],
             per_task=1,
         )
-    context.index.add_many("peel", dict(peels))
+    context.index.add_many("peel", {f"{typing}{context.suffix}": artifact for typing, artifact in sources.peels.items()})
     context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
     context.index.add_many("metrics", {cell.name: artifact for cell, artifact in metrics.items()})
 
 
-def _build(sources: Sources, samples: Any, peels: dict[str, Artifact], unbuilt: dict[Cell, Artifact]) -> None:
+def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact]) -> None:
     """Prune, choose and write on the cluster; a dataset is sealed by the task that wrote and checked it."""
     loaded = {typing: ray.remote(dataset_tasks.load_typing).remote(sources, typing) for typing in sources.profiles}
     prune = ray.remote(dataset_tasks.prune_typing)
-    pruned = {typing: prune.remote(loaded[typing], samples, sources.selection, peel) for typing, peel in peels.items()}
+    pruned = {typing: prune.remote(loaded[typing], samples, sources.selection, peel) for typing, peel in sources.peels.items()}
     choose = ray.remote(dataset_tasks.choose)
     picks: dict[Cell, Any] = {}
     for _, group in itertools.groupby(unbuilt, key=lambda cell: (cell.strategy, cell.control)):

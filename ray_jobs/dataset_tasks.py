@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from diversity.incidence import Incidence, Typing, assign_nearest
 from diversity.keys import content_priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure
 from diversity.peel import TypedInputs
-from diversity.strategies import Inputs, Picks, SelectionConfig, closure_of, select
+from diversity.strategies import Inputs, Picks, SelectionConfig, closure_of, needs, select
 from ray_jobs.runtime import cache_folder
 from training.model_source import resolve_model
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sources:
-    """The sealed artifacts and settings that every dataset of a grid is made from."""
+    """The sealed artifacts and settings that every dataset of a grid is made from; `peels` are those of the typings that it dials."""
 
     corpus: Artifact
     profiles: Mapping[str, Artifact]
@@ -40,6 +40,7 @@ class Sources:
     model: str
     selection: SelectionConfig
     grid: GridConfig
+    peels: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,23 +152,47 @@ def write_and_seal(
     known, picks = loaded[: len(typings)], loaded[len(typings) :]
     corpus = Corpus(samples.ids, samples.tokens, {typing: one.incidence for typing, one in zip(typings, known, strict=True)})
     chosen = {a.begin(): Choice(p.rows, p.chosen_for) for a, p in zip(artifacts, picks, strict=True)}
-    dataset.write(sources.corpus, chosen)
+    materialise = sources.selection.materialise
+    if materialise:
+        dataset.write(sources.corpus, chosen)
+    else:
+        dataset.write_picks(samples.ids, chosen)
     for cell, artifact, pick in zip(cells, artifacts, picks, strict=True):
-        found = dataset.check(artifact.read(), cell, corpus, pick.kept, closure=closure_of(cell.strategy, sources.selection))
-        artifact.seal({**found, "pool_size": pick.pool_size, **({"target": pick.target} if pick.target else {})})
+        written = artifact.read() if materialise else dataset.through_to(sources.corpus, artifact.read())
+        found = dataset.check(written, cell, corpus, pick.kept, closure=closure_of(cell.strategy, sources.selection))
+        facts = {"pool_size": pick.pool_size, "materialised": materialise, "made_from": made_from(sources, cell)}
+        artifact.seal({**found, **facts, **({"target": pick.target} if pick.target else {})})
     return [cell.name for cell in cells]
+
+
+def made_from(sources: Sources, cell: Cell) -> dict[str, Any]:
+    """Return what a dataset was made from, for whoever has nothing but its folder; paths are relative to the storage."""
+    largest = [max(sources.grid.sizes)] if sources.selection.kmin_from == "largest" else []
+    return {
+        "corpus": sources.corpus.path,
+        "profiles": {typing: artifact.path for typing, artifact in sources.profiles.items()},
+        "embeddings": {side: artifact.path for side, artifact in sources.embeddings.items()},
+        "peels": {typing: sources.peels[typing].path for typing in needs(cell, sources.grid).typings if typing in sources.peels},
+        "model": sources.model,
+        "selection": sources.selection.model_dump(mode="json", exclude={"materialise"}),
+        "grid": {
+            "sizes": sorted({cell.size, *largest}),
+            "levels": [] if cell.level is None else [str(cell.level)],
+            "random_quota_from": sources.grid.random_quota_from,
+        },
+    }
 
 
 def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Artifact, samples: Samples) -> str:
     """Compute and seal the posterior metrics of a sealed dataset, both sides; returns its name."""
-    table = source.read(columns=["sample_id", *SIDES])
+    table = dataset.read(source, ["sample_id", *SIDES])
     rows = np.searchsorted(samples.ids, id_array(table.column("sample_id")))
     encoder = _encoder(sources)
     parts = []
     for side in SIDES:
         texts = table.column(side).to_pylist()
         ids, offsets = encoder.encode(texts)
-        vectors = embedding_matrix(sources.embeddings[side])[rows]
+        vectors = embedding_matrix(sources.embeddings[side])[rows] if side in sources.embeddings else None
         parts.append(measure(side, tokens=ids, offsets=offsets, texts=texts, embeddings=vectors))
     target.begin().write(pa.concat_tables(parts).cast(METRICS_SCHEMA))
     target.seal({"cell": cell.describe(), "dataset": source.path})

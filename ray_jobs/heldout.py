@@ -7,6 +7,7 @@ and `out`, less those that leak. The first depends on `in` alone, so that other 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -152,7 +153,8 @@ def _take_out(stage: Heldout) -> pa.Table:
     results = ray.get([split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts)])
     taken = pa.concat_tables([result[0] for result in results])
     if target is not None:
-        _seal_corpus(stage, target, [result[1] for result in results], taken)
+        facts = {"stage": "heldout", "version": VERSION, "ingested": stage.ingested.path, "group_by": stage.by, "held_out": len(taken)}
+        seal_corpus(target, [result[1] for result in results], facts)
     return taken
 
 
@@ -172,8 +174,14 @@ def _split_part(
     return samples.filter(pa.array(mask)), dict(counted(rest["source"]))
 
 
-def _seal_corpus(stage: Heldout, target: Artifact, sources: list[dict[str, int]], taken: pa.Table) -> None:
-    """Seal the corpus without the held-out samples; nothing is rejected here."""
+def seal_corpus(target: Artifact, sources: Sequence[Mapping[str, int]], facts: Mapping[str, Any]) -> None:
+    """Seal a corpus that is a part of another one, out of its written parts; nothing is rejected here.
+
+    Args:
+        target: its parts are written.
+        sources: samples of each source, for every part.
+        facts: what its manifest says beside content hash, samples and sources.
+    """
     target.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
     content = ContentHash()
     for part in target.parts():
@@ -182,18 +190,8 @@ def _seal_corpus(stage: Heldout, target: Artifact, sources: list[dict[str, int]]
     for counts in sources:
         for source, count in counts.items():
             totals[source] = totals.get(source, 0) + count
-    target.seal(
-        {
-            "stage": "heldout",
-            "version": VERSION,
-            "content_hash": content.hexdigest(),
-            "ingested": stage.ingested.path,
-            "group_by": stage.by,
-            "samples": sum(totals.values()),
-            "held_out": len(taken),
-            "sources": dict(sorted(totals.items())),
-        }
-    )
+    totals = dict(sorted(totals.items()))
+    target.seal({**facts, "content_hash": content.hexdigest(), "samples": sum(totals.values()), "sources": totals})
 
 
 def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:

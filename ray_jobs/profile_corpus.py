@@ -17,12 +17,12 @@ import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
-from diversity.cell import SIDES, typing_parts
+from diversity.cell import typing_parts
 from diversity.embedders import embedder_class
 from diversity.taggers import tagger_class
 from diversity.tokens import WORD
 from diversity.topics import check_topics, estimate_seconds
-from ray_jobs import heldout, profile_tasks
+from ray_jobs import heldout, length_window, profile_tasks, vllm
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.profile_tasks import Embed, SpanWorker, Tag, Tokenise, Work
 from ray_jobs.runtime import Context, cache_folder, finished, main, once
@@ -35,19 +35,32 @@ SPAN_ROWS = 16_384
 SPANS_A_TASK = 16
 
 
+def corpus_artifact(context: Context) -> Artifact:
+    """Return the corpus that is profiled: the experiment's own, or the one that a control derived from it."""
+    return context.corpus or heldout.corpus_artifact(context)
+
+
+@once
+def chosen_from(context: Context, control: str) -> Context:
+    """Return what the cells of a control are chosen from: the experiment itself, or the experiment over a derived corpus."""
+    if control != length_window.NAME or context.corpus is not None:
+        return context
+    return length_window.over_window(context, corpus_artifact(context), profile_artifact(context, "response-micro"))
+
+
 @once
 def embedding_artifact(context: Context, side: str) -> Artifact:
     """Return the artifact of the embeddings of a side: a row for each sample, in corpus order."""
     config = context.experiment.profile.embedder
     settings = {**config.model_dump(mode="json", exclude={"model"}), "side": side, "identity": embedder_class(config).identity(config)}
-    return _artifact(context, "profile/embeddings", settings, ["numpy", "tokenizers"], [_corpus(context).fingerprint])
+    return _artifact(context, "profile/embeddings", settings, ["numpy", "tokenizers"], [corpus_artifact(context).fingerprint])
 
 
 @once
 def profile_artifact(context: Context, typing: str) -> Artifact:
     """Return the artifact of a typing: the types of each sample, and a table of the types."""
     side, granularity, unit = typing_parts(typing)
-    profile, corpus = context.experiment.profile, _corpus(context).fingerprint
+    profile, corpus = context.experiment.profile, corpus_artifact(context).fingerprint
     settings: dict[str, Any] = {"typing": typing}
     if granularity == "micro":
         settings["band"] = profile.band.model_dump(mode="json")
@@ -60,15 +73,15 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
         settings["topics"] = profile.topics.model_dump(mode="json", exclude={"min_topics"})
         packages = ["numpy", "numba", "scipy", "fast-hdbscan", _faiss()]
         return _artifact(context, "profile", settings, packages, [corpus, embedding_artifact(context, side).fingerprint])
-    settings["tagger"] = profile.tagger.model_dump(mode="json")
+    settings["tagger"] = profile.tagger.settings()
     settings["identity"] = tagger_class(profile.tagger).identity(profile.tagger)
     settings["embedder"] = embedder_class(profile.embedder).identity(profile.embedder)
-    return _artifact(context, "profile", settings, ["simplemma", "numpy", "scipy"], [corpus])
+    return _artifact(context, "profile", settings, ["simplemma", "numpy", "scipy", _faiss()], [corpus])
 
 
 def plan(context: Context) -> Iterator[str]:
     """Yield what is sealed, what would be made, and about how long topics take."""
-    corpus = _corpus(context)
+    corpus = corpus_artifact(context)
     rows = len(CorpusRows.of(corpus)) if corpus.sealed else None
     yield f"types {rows:,} samples" if rows is not None else f"types a corpus that is not sealed yet: {context.command('ingest')}"
     for name, artifact in _artifacts(context).items():
@@ -79,8 +92,21 @@ def plan(context: Context) -> Iterator[str]:
 
 
 def run(context: Context) -> None:
-    """Seal the embeddings of both sides and every typing of the experiment, and enter them into the index."""
-    corpus = context.require(_corpus(context), "heldout" if context.experiment.evaluation.heldout else "ingest")
+    """Seal the embeddings of both sides and every typing of the experiment, over every corpus that its cells are chosen from."""
+    corpus = context.require(corpus_artifact(context), "heldout" if context.experiment.evaluation.heldout else "ingest")
+    _profile(context, corpus)
+    if length_window.NAME in context.experiment.grid.controls:
+        window = chosen_from(context, length_window.NAME)
+        derived = corpus_artifact(window)
+        length_window.derive(context, corpus, profile_artifact(context, "response-micro"), derived)
+        facts = derived.manifest
+        logger.info("%s: %d samples with responses of %d to %d tokens", length_window.NAME, facts["samples"], *facts["window"])
+        context.index.add("derived", length_window.NAME, derived)
+        _profile(window, derived)
+
+
+def _profile(context: Context, corpus: Artifact) -> None:
+    """Seal what isn't sealed yet over one corpus, and enter it into the index."""
     artifacts = _artifacts(context)
     missing = {name: artifact.begin() for name, artifact in artifacts.items() if not artifact.sealed}
     logger.info("profile_corpus: %d artifacts, %d sealed already", len(artifacts), len(artifacts) - len(missing))
@@ -89,8 +115,9 @@ def run(context: Context) -> None:
         _make(context, CorpusRows.of(corpus), missing)
     for typing in context.experiment.typings:
         _check_topics(context, typing, artifacts[typing])
-    context.index.add_many("embeddings", {side: artifacts[f"{side} embeddings"] for side in SIDES})
-    context.index.add_many("profile", {typing: artifacts[typing] for typing in context.experiment.typings})
+    suffix = context.suffix
+    context.index.add_many("embeddings", {f"{side}{suffix}": artifacts[f"{side} embeddings"] for side in context.experiment.embedded_sides})
+    context.index.add_many("profile", {f"{typing}{suffix}": artifacts[typing] for typing in context.experiment.typings})
 
 
 def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -> None:
@@ -121,13 +148,17 @@ def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -
 
 
 def _pass(context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work]) -> None:
-    """Do all row-wise work on every span: what needs a GPU in a pass of its own."""
-    gpu = _gpus(context) if any(_wants_gpu(work) for work in works) else 0
-    groups = [[work for work in works if _wants_gpu(work)], [work for work in works if not _wants_gpu(work)]] if gpu else [works]
-    for group in groups:
+    """Do all row-wise work on every span: what needs a GPU, and what asks a language model, in passes of their own."""
+    gpu = _gpus(context)
+    asking = [work for work in works if isinstance(work, Tag) and work.config.name == "llm"]
+    on_gpu = [work for work in works if gpu and _wants_gpu(work)]
+    on_cpu = [work for work in works if work not in on_gpu and work not in asking]
+    if local := [work for work in asking if work.config.vllm is not None]:
+        vllm.answer(rows, spans, local, gpu)
+    # One worker asks: so that its rate and its concurrency are those of the whole job.
+    for group, workers, num_gpus in ((on_gpu, gpu, 1), (on_cpu, _workers(context), 0), (asking, 1, 0)):
         if group:
-            workers = gpu if gpu and _wants_gpu(group[0]) else _workers(context)
-            _one_pass(context, rows, spans, group, min(workers, len(spans)), 1 if gpu and _wants_gpu(group[0]) else 0)
+            _one_pass(context, rows, spans, group, min(workers, len(spans)), num_gpus)
 
 
 def _one_pass(
@@ -181,7 +212,7 @@ def _works(context: Context, missing: Mapping[str, Artifact]) -> dict[str, Work]
 
 def _artifacts(context: Context) -> dict[str, Artifact]:
     """Return every artifact of this stage by its name: `<side> embeddings` or the typing."""
-    embeddings = {f"{side} embeddings": embedding_artifact(context, side) for side in SIDES}
+    embeddings = {f"{side} embeddings": embedding_artifact(context, side) for side in context.experiment.embedded_sides}
     return {**embeddings, **{typing: profile_artifact(context, typing) for typing in context.experiment.typings}}
 
 
@@ -199,11 +230,7 @@ def _check_topics(context: Context, typing: str, artifact: Artifact) -> None:
 
 def _sealing(context: Context) -> dict[str, Any]:
     """Return what every manifest of this stage holds beside its own figures."""
-    return {"stage": "profile_corpus", "version": VERSION, "corpus": _corpus(context).fingerprint}
-
-
-def _corpus(context: Context) -> Artifact:
-    return heldout.corpus_artifact(context)
+    return {"stage": "profile_corpus", "version": VERSION, "corpus": corpus_artifact(context).fingerprint}
 
 
 def _faiss() -> str:

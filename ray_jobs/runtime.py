@@ -116,11 +116,18 @@ class Index:
 
 @dataclass
 class Context:
-    """What a stage gets: the experiment, its storage and index, and Ray when it asks for it."""
+    """What a stage gets: the experiment, its storage and index, and Ray when it asks for it.
+
+    Attributes:
+        corpus: a corpus in place of the experiment's own, where a control derives one.
+        suffix: what the names of typings and embeddings over that corpus end with in the index.
+    """
 
     experiment: Experiment
     config_path: Path
     overrides: tuple[str, ...] = ()
+    corpus: Artifact | None = None
+    suffix: str = ""
     _connected: bool = field(default=False, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 

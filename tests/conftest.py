@@ -42,3 +42,12 @@ def ray_local() -> Iterator[None]:
     configure_ray_data()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder() -> Path:
+    """Return the folder with the tokenizer of SmolLM2, made out of the installed package once for a machine."""
+    from ray_jobs.runtime import cache_folder
+    from training.model_source import resolve_model
+
+    return resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)

@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.train
 
+from diversity import dataset
 from diversity.artifact import Artifact, Storage
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
@@ -127,7 +128,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
 
     context = ray.train.get_context()
     base = _base_folder(task)
-    samples = task.dataset.read(columns=["sample_id", "messages"])
+    samples = dataset.read(task.dataset, ["sample_id", "messages"])
     job = Job(base, samples, task.sft, task.training_seed, task.device)
 
     def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
@@ -270,7 +271,7 @@ def _trained_on(task: Task) -> Any:
         return None
     band = task.profile.manifest["band"]
     vocabulary = task.profile.read("vocabulary", columns=["content", "df"])
-    samples = task.dataset.read(columns=["messages"])
+    samples = dataset.read(task.dataset, ["messages"])
     return TrainedOn(samples, vocabulary, band["low"], band["high"], task.sft.max_length, task.sft.overlong)
 
 

@@ -46,6 +46,7 @@ def test_a_strategy_without_a_dial_is_one_cell_per_size_and_seed() -> None:
         ({"levels": [1.5]}, "from 0 to 1"),
         ({"sizes": [0]}, "at least 1"),
         ({"controls": ["lenght-quota"]}, "did you mean 'length-quota'"),
+        ({"length_window": [300, 200]}, "a length window"),
         ({"level": 7}, "level: unknown key: did you mean 'levels'"),
     ],
 )
@@ -59,7 +60,6 @@ def test_bad_grids_say_what_is_allowed(values: dict, message: str) -> None:
     [
         ({"strategies": ["respons-micro"]}, "did you mean .*response-micro"),
         ({"strategies": ["response-macro@word"]}, "unknown strategy"),
-        ({"strategies": ["response-micro"], "controls": ["length-window"]}, "not built yet"),
         ({"strategies": ["response-micro"], "levels": ["1/2", 0.501]}, "two cells are named"),
     ],
 )

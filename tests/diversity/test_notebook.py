@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer
 
 from diversity.config import ConfigError, UserError
-from diversity.notebook import choose, read, typed
+from diversity.notebook import choose, profile, read, typed
+from diversity.strategies import SelectionConfig
 from diversity.tokens import BandConfig
 
 RNG = np.random.default_rng(0)
@@ -44,6 +49,22 @@ def test_seeds_change_the_samples_and_never_the_words() -> None:
     assert not first.equals(second)
     kinds = set(typed(read(ROWS), "response-micro@word").types.column("label").to_pylist())
     assert words_of(first) & kinds == words_of(second) & kinds
+
+
+def test_typed_once_gives_what_typing_each_time_gives() -> None:
+    profiled = profile(ROWS, "response-micro@word")
+    for level, selection in itertools.product((0, 0.5), (SelectionConfig(), SelectionConfig(algorithm="static"))):
+        assert profiled.choose(150, level, selection=selection).equals(choose(ROWS, 150, level=level, selection=selection))
+
+
+def test_longest_counts_the_models_tokens(tokenizer_folder: Path) -> None:
+    chosen = choose(ROWS, 100, "longest", model=tokenizer_folder)
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    lengths = {row["response"]: len(tokenizer.encode(row["response"], add_special_tokens=False)) for row in ROWS}
+    kept = [lengths[text] for text in chosen.column("response").to_pylist()]
+    assert min(kept) >= sorted(lengths.values())[-100]
+    with pytest.raises(ConfigError, match="give model="):
+        choose(ROWS, 100, "longest")
 
 
 def test_what_cannot_be_had_is_said() -> None:

@@ -53,15 +53,6 @@ hostile_text = st.text(
 
 
 @pytest.fixture(scope="module")
-def tokenizer_folder():
-    """Return the folder with the tokenizer of SmolLM2, made out of the installed package once for a machine."""
-    from ray_jobs.runtime import cache_folder
-    from training.model_source import resolve_model
-
-    return resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)
-
-
-@pytest.fixture(scope="module")
 def spec(tokenizer_folder):
     return read_spec(tokenizer_folder)
 

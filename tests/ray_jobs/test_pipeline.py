@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diversity import dataset
 from diversity.artifact import Storage
+from diversity.samples import SAMPLE_SCHEMA
 from ray_jobs.runtime import main
+from training.sft import read_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = "stages=[ingest,heldout,profile_corpus,build_datasets]"
+WORD_CELLS = ("response-micro@word_n60_l000_s0", "response-micro@word_n60_l100_s0", "random_n60_s0")
 SUBJECTS = {
     "planets": ["orbit", "moon", "gravity", "ring", "telescope", "crater", "comet", "star", "atmosphere", "dust"],
     "bread": ["flour", "yeast", "oven", "dough", "crust", "salt", "knead", "butter", "loaf", "rise"],
@@ -106,6 +110,55 @@ def test_levels_keep_more_types(whole: Path) -> None:
         ]
         assert ks[0] < ks[1]
     assert found["random_n60_s0"] != found["longest_n60_s0"]
+
+
+def test_a_length_window_is_a_corpus_of_its_own(whole: Path, config: Path) -> None:
+    """Its datasets hold nothing outside the window, its frequencies are its own, and the cells beside it stay as they were."""
+    arguments = [
+        str(config),
+        "experiment=windowed",
+        "grid.strategies=[response-micro@word,random]",
+        "grid.controls=[none,length-window]",
+        "profile.typings=[response-micro@word]",
+        "profile.band={low: 600, high: 50000, scaled: true}",  # of 117,000, so about 5 to 400 of these
+    ]
+    assert main("pipeline", arguments) == 0
+    storage = Storage(str(whole))
+    index = json.loads((whole / "experiments/windowed/index.json").read_text())["artifacts"]
+    datasets, before = index["datasets"], entries(whole)["datasets"]
+    assert set(datasets) == {f"{cell}{control}" for cell in WORD_CELLS for control in ("", "_length-window")}
+    profile = storage.at(index["profile"]["response-micro~length-window"]).read()
+    tokens = dict(zip(profile.column("sample_id").to_pylist(), profile.column("tokens").to_pylist(), strict=True))
+    low, high = min(tokens.values()), max(tokens.values())
+    everywhere = storage.at(index["profile"]["response-micro"]).read(columns=["tokens"]).column("tokens").to_pylist()
+    assert high <= 2 * low and len(tokens) == sum(low <= length <= high for length in everywhere) < len(everywhere)
+    for cell, path in datasets.items():
+        if cell.endswith("_length-window"):
+            assert set(storage.at(path).read(columns=["sample_id"]).column("sample_id").to_pylist()) <= set(tokens)
+    frequencies = [
+        dict(storage.at(index["profile"][f"response-micro@word{suffix}"]).read("types", ["label", "df"]).to_pandas().values)
+        for suffix in ("", "~length-window")
+    ]
+    shared = set(frequencies[0]) & set(frequencies[1])
+    assert shared and all(frequencies[1][word] <= frequencies[0][word] for word in shared) and frequencies[0] != frequencies[1]
+    plain = storage.at(datasets["random_n60_s0"]).manifest["content"]
+    assert plain == storage.at(before["random_n60_s0"]).manifest["content"]
+
+
+def test_picks_alone_are_read_through_to_the_corpus(whole: Path, config: Path) -> None:
+    """Other sizes than elsewhere here, since materialise is no part of a dataset's name."""
+    lean = [str(config), "experiment=lean", "selection.materialise=false", "grid.strategies=[response-meso,random]", "grid.sizes=[50]"]
+    assert main("pipeline", lean) == 0
+    index = json.loads((whole / "experiments/lean/index.json").read_text())["artifacts"]
+    corpus = Storage(str(whole)).at(index["corpus"]).read()
+    for path in index["datasets"].values():
+        artifact = Storage(str(whole)).at(path)
+        picks, rows = artifact.read(), dataset.read(artifact)
+        assert picks.column_names == ["sample_id", "row", "chosen_for"]
+        assert rows.drop_columns("chosen_for").equals(corpus.take(picks.column("row")).cast(SAMPLE_SCHEMA))
+        assert rows.column("chosen_for").equals(picks.column("chosen_for"))
+        assert read_samples(whole / path).equals(rows.select(["sample_id", "messages"]))
+    assert set(index["metrics"]) == set(index["datasets"])
 
 
 def test_the_same_command_again_makes_nothing(whole: Path, config: Path) -> None:
