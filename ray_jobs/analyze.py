@@ -17,16 +17,17 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
 from diversity.cell import typing_parts
-from diversity.effects import effects_table
+from diversity.effects import effects_table, verdict
+from diversity.effects.verdict import verdict_lines
 from ray_jobs.report.comparisons import with_comparisons
-from ray_jobs.report.gather import Gathered, gather, sample_pairs
+from ray_jobs.report.gather import Gathered, gather, sample_pairs, type_lists
 from ray_jobs.report.page import Curve, ReportData, cell_rows, linked, render
 from ray_jobs.report.score_plots import scores
 from ray_jobs.runtime import Context, main
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SHOWN_CELLS = 60
 
 
@@ -55,6 +56,8 @@ def run(context: Context) -> None:
     context.storage.write_bytes(f"{folder}/report/index.html", linked(page, "../../../").encode())
     context.storage.write_bytes(f"{folder}/cells.csv", _csv(_paths(context, gathered)))
     print("\n".join(cells_text(data)))
+    if statements := verdict(effects):
+        print("\n" + "\n".join(verdict_lines(statements)))
     print(f"\nreport: {context.storage.uri}/{folder}/report/index.html")
 
 
@@ -81,6 +84,7 @@ def report_data(context: Context, gathered: Gathered, effects: pa.Table) -> Repo
         planned=len(experiment.cells),
         curves=curves,
         pairs=sample_pairs(context.storage, gathered.cells) if experiment.report.samples else [],
+        types=type_lists(context.storage, entries, experiment.typings) if experiment.report.samples else [],
     )
 
 
@@ -136,24 +140,26 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
     if artifact.sealed:
         logger.info("results are sealed already: %s", artifact.uri)
         return artifact, _read(artifact, "effects.parquet")
-    effects = effects_table(gathered.results, gathered.metrics)
+    effects = effects_table(gathered.results, gathered.metrics, gathered.coverage, gathered.sources)
     artifact.begin()
     artifact.write(gathered.results, "results.parquet")
     artifact.write(effects, "effects.parquet")
     artifact.write(gathered.metrics, "metrics.parquet")
-    artifact.seal({"experiment": context.experiment.experiment, "cells": gathered.cells.num_rows, "rows": gathered.results.num_rows})
+    counts = {"cells": gathered.cells.num_rows, "rows": gathered.results.num_rows}
+    artifact.seal({"experiment": context.experiment.experiment, **counts, "verdict": verdict_lines(verdict(effects))})
     return artifact, effects
 
 
 def _seal_report(context: Context, results: Artifact, data: ReportData) -> tuple[Artifact, str]:
     """Return the sealed report and its page."""
-    profiles = [path for typing, path in sorted(context.index.read().get("profile", {}).items()) if typing in context.experiment.typings]
+    entries, typings = context.index.read(), context.experiment.typings
+    types = [path for kind in ("profile", "peel") for typing, path in sorted(entries.get(kind, {}).items()) if typing in typings]
     name = fingerprint(
         stage="report",
         version=VERSION,
         config={"experiment": data.experiment, "facts": data.facts, "report": context.experiment.report.model_dump(mode="json")},
         packages=package_versions("matplotlib", "jinja2"),
-        parents=[results.fingerprint, *profiles],
+        parents=[results.fingerprint, *types],
     )
     artifact = context.storage.artifact("report", name)
     if artifact.sealed:

@@ -8,7 +8,7 @@ import sys
 from diversity.config import near_matches
 from ray_jobs.experiment import STAGES
 
-TOOLS = ("measure", "export")
+TOOLS = ("measure", "certify", "explain", "export", "pick", "power", "compare", "status", "clean")
 COMMANDS = ("pipeline", *STAGES, *TOOLS)
 
 

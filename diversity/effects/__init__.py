@@ -1,16 +1,23 @@
 """From scores to statements: slopes, bands, correlations, multiplicity, power, and the tables of an experiment's effects."""
 
-from diversity.effects.correlation import Correlation, correlation
+from diversity.effects.correlation import Association, Correlation, association, correlation
 from diversity.effects.power import detectable_change, power_of, seeds_needed
 from diversity.effects.regression import Ridge, Slope, bayesian_ridge, holm, ols, permutation_p, slope_difference
-from diversity.effects.tables import EFFECTS_SCHEMA, RESULTS_SCHEMA, effects_table
+from diversity.effects.schema import COVERAGE_SCHEMA, EFFECTS_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA
+from diversity.effects.tables import effects_table
+from diversity.effects.verdict import Statement, verdict
 
 __all__ = [
+    "COVERAGE_SCHEMA",
     "EFFECTS_SCHEMA",
     "RESULTS_SCHEMA",
+    "SOURCES_SCHEMA",
+    "Association",
     "Correlation",
     "Ridge",
     "Slope",
+    "Statement",
+    "association",
     "bayesian_ridge",
     "correlation",
     "detectable_change",
@@ -21,4 +28,5 @@ __all__ = [
     "power_of",
     "seeds_needed",
     "slope_difference",
+    "verdict",
 ]

@@ -10,7 +10,7 @@ class ReportConfig(Config):
 
     Attributes:
         note: the report's first line, for what a reader must know before any figure; None for no such line.
-        samples: whether it shows texts of samples; False leaves figures only, for corpora that may not be passed on.
+        samples: whether it shows texts of samples and labels of types; False leaves figures only, for corpora that may not be passed on.
     """
 
     note: str | None = None

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 
 from diversity.artifact import Artifact, Storage
 from diversity.config import load
+from diversity.scores import SCORES_SCHEMA
 from training.evaluators import COMPARED, COMPARISONS, EvaluatorConfig, SampleFigures
 
 logger = logging.getLogger(__name__)
 
 READERS = 16
-SCORE_COLUMNS = ("evaluator", "split", "metric", "value", "se", "n", "higher_is_better", "primary")
+SCORE_COLUMNS = tuple(SCORES_SCHEMA.names[1:])
 Figures = dict[str, SampleFigures]  # by split
 
 

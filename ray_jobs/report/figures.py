@@ -21,11 +21,12 @@ PANEL = (320, 230)
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with its heading; `remark` says what it lacks."""
+    """A picture with its heading; `remark` says what it lacks, `legend` names its colours as (name, CSS variable)."""
 
     title: str
     svg: str
     remark: str = ""
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def size_colours(sizes: Iterable[int]) -> dict[int, str]:

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from diversity.artifact import Artifact, Storage
 from diversity.cell import SIDES, Cell
-from diversity.effects import RESULTS_SCHEMA
+from diversity.dataset import read
+from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA
 from diversity.metrics import METRICS_SCHEMA
-from ray_jobs.report.page import CELLS_SCHEMA, COVERAGE_SCHEMA, SOURCES_SCHEMA, Pair
+from ray_jobs.report.page import CELLS_SCHEMA, Pair, TypeList
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ CELL_METRICS_SCHEMA = METRICS_SCHEMA.append(pa.field("cell", pa.string()))
 READERS = 16  # manifests are small and storage may be far away
 SHOWN_SAMPLES = 3
 SHOWN_CHARACTERS = 320
+SHOWN_TYPES = 24
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -102,8 +104,25 @@ def sample_pairs(storage: Storage, cells: pa.Table) -> list[Pair]:
     return pairs
 
 
+def type_lists(storage: Storage, entries: Mapping[str, Any], typings: Sequence[str]) -> list[TypeList]:
+    """Return some types of each typing whose peel is sealed, by their labels.
+
+    Args:
+        storage: where the peels lie.
+        entries: the index, as `Index.read` gives it.
+        typings: which typings.
+    """
+    found = []
+    for typing, peel in _sealed(storage, entries.get("peel", {}), typings).items():
+        rows = peel.read(columns=["label", "position", "df"]).sort_by("position").to_pylist()
+        largest = sorted(rows, key=lambda row: -row["df"])
+        shown = ([(_short(row["label"]), row["df"]) for row in some[:SHOWN_TYPES]] for some in (rows, rows[::-1], largest))
+        found.append(TypeList(typing, len(rows), *shown))
+    return found
+
+
 def _first_samples(dataset: Artifact) -> list[tuple[str, str]]:
-    table = dataset.read(columns=list(SIDES)).slice(0, SHOWN_SAMPLES)
+    table = read(dataset, list(SIDES)).slice(0, SHOWN_SAMPLES)
     columns = [[_short(text) for text in table[side].to_pylist()] for side in SIDES]
     return list(zip(*columns, strict=True))
 

@@ -12,35 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from diversity.effects.paper import paper_correlations
-from diversity.effects.tables import MIN_LEVELS, MIN_RUNS
+from diversity.effects import verdict
+from diversity.effects.schema import CELL_FIELDS, MIN_LEVELS, MIN_RUNS
 from ray_jobs.report import plots, score_plots, svg
 from ray_jobs.report.figures import Panel, size_colours
-from ray_jobs.report.score_plots import Score
+from ray_jobs.report.findings import count, score_section, signed, small
 
-CELLS_SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        ("strategy", pa.string()),
-        ("size", pa.int64()),
-        ("level", pa.float64()),
-        ("subset_seed", pa.int64()),
-        ("control", pa.string()),
-        ("samples", pa.int64()),
-        ("k", pa.int64()),
-        ("M", pa.int64()),
-        ("share", pa.float64()),  # k / M
-        ("pool_size", pa.int64()),
-        ("coverage", pa.float64()),  # of the strategy's own typing
-        ("instruction_tokens", pa.int64()),
-        ("response_tokens", pa.int64()),
-        ("instruction_length", pa.float64()),  # mean tokens
-        ("response_length", pa.float64()),
-        ("dataset", pa.string()),  # path relative to the storage
-    ]
-)
-COVERAGE_SCHEMA = pa.schema([("cell", pa.string()), ("typing", pa.string()), ("coverage", pa.float64())])
-SOURCES_SCHEMA = pa.schema([("cell", pa.string()), ("source", pa.string()), ("samples", pa.int64())])
+CELLS_SCHEMA = pa.schema([*CELL_FIELDS, ("instruction_length", pa.float64()), ("response_length", pa.float64()), ("dataset", pa.string())])
+"""One row for each sealed dataset: what results say of a cell, mean tokens of each side, and the dataset's path in the storage."""
+
 ROOT = "../../"
 MORE_SCORES = 6  # further scores that get panels of their own
 
@@ -66,6 +46,25 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class TypeList:
+    """Some types of a typing, each (label, samples that have it), in the order in which pruning would drop them.
+
+    Attributes:
+        typing: which typing.
+        types: how many there are (M).
+        kept: those dropped last: what every level has.
+        dropped: those dropped first: what only level 1 has.
+        largest: those of most samples.
+    """
+
+    typing: str
+    types: int
+    kept: Sequence[tuple[str, int]]
+    dropped: Sequence[tuple[str, int]]
+    largest: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that a report shows.
 
@@ -81,6 +80,7 @@ class ReportData:
         typings: typing, types (M), mean (types of a sample that has any), empty (share of samples without one).
         curves: of the micro typings.
         pairs: samples to look at; empty where no text may be shown.
+        types: what the types of each typing are, by their labels; empty where no text may be shown.
         planned: how many cells the grid has, built or not.
     """
 
@@ -96,6 +96,7 @@ class ReportData:
     typings: Sequence[dict[str, Any]] = field(default=())
     curves: Sequence[Curve] = field(default=())
     pairs: Sequence[Pair] = field(default=())
+    types: Sequence[TypeList] = field(default=())
 
 
 def linked(page: str, link_root: str) -> str:
@@ -115,8 +116,10 @@ def render(data: ReportData) -> str:
         flat=list(dict.fromkeys(row["strategy"] for row in data.cells.to_pylist() if row["level"] is None)),
         curves=[Panel(curve.typing, plots.token_curve(curve.typing, curve.df, curve.band)) for curve in data.curves],
         score=found[0] if found else None,
-        more=[_score_section(data, score) for score in found[1 : 1 + MORE_SCORES]],
-        main=_score_section(data, found[0]) if found else None,
+        more=[score_section(data, score) for score in found[1 : 1 + MORE_SCORES]],
+        further=[score.label for score in found[1 + MORE_SCORES :]],
+        main=score_section(data, found[0]) if found else None,
+        verdict=verdict(data.effects),
         runs=len({run for run in data.results["run"].to_pylist() if run is not None}),
         coverage_panels=plots.coverage_panels(data.cells, data.coverage),
         length_panels=plots.length_panels(data.cells),
@@ -127,35 +130,6 @@ def render(data: ReportData) -> str:
         min_runs=MIN_RUNS,
         cells_json=_json({"root": ROOT, "columns": _columns(data.results), "rows": cell_rows(data)}),
     )
-
-
-@dataclass(frozen=True)
-class ScoreSection:
-    """One score's part of the page."""
-
-    score: Score
-    panels: list[Panel]
-    by_coverage: list[Panel]
-    slopes: list[dict[str, Any]]
-    correlations: list[Panel]
-    correlation_runs: int
-
-
-def _score_section(data: ReportData, score: Score) -> ScoreSection:
-    panels = score_plots.score_panels(data.cells, data.results, score, data.coverage)
-    by_coverage = score_plots.score_panels(data.cells, data.results, score, data.coverage, "coverage")
-    wanted = {"evaluator": score.evaluator, "split": score.split, "metric": score.metric}
-    rows = [row for row in data.effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
-    slopes = [row for row in rows if row["kind"] == "slope" and row["predictor"] == "level" and row["method"] == "ols"]
-    without = {_slope_key(row): row for row in slopes if row["subset"] == "without level 0"}
-    merged = [{**row, "without": without.get(_slope_key(row))} for row in slopes if row["subset"] == "all"]
-    runs = max((row["n"] for row in rows if row["kind"] == "correlation"), default=0)
-    correlations = score_plots.correlation_panels(data.effects, score, paper_correlations())
-    return ScoreSection(score, panels, [p for p in by_coverage if not p.remark], merged, correlations, runs)
-
-
-def _slope_key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["strategy"], row["size"], row["control"]
 
 
 def cell_rows(data: ReportData) -> list[list[Any]]:
@@ -203,12 +177,6 @@ def _text(name: str) -> str:
     return resources.files("ray_jobs.report").joinpath(name).read_text("utf-8")
 
 
-def _signed(value: float, error: float | None) -> str:
-    """Write a number with its sign, to the second digit of its standard error."""
-    digits = 3 if not error or not np.isfinite(error) else max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def page_parts(name: str) -> Any:
     """Return a template that knows the style and how numbers are written."""
     import jinja2
@@ -216,8 +184,9 @@ def page_parts(name: str) -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["signed"] = _signed
+    environment.filters["signed"] = signed
+    environment.filters["count"] = count
     environment.filters["decimals"] = lambda value: f"{value:.2f}".replace("-", "−")
-    environment.filters["p"] = lambda value: "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    environment.filters["p"] = small
     common = {"style": _text("style.css"), "light": svg.css_variables(svg.LIGHT), "dark": svg.css_variables(svg.DARK)}
     return environment.get_template(name, globals=common)

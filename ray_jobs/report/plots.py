@@ -92,7 +92,7 @@ def length_panels(cells: pa.Table) -> list[Panel]:
     panels = []
     for strategy, control in panel_keys(grid):
         series = by_size(grid, strategy, control, lambda row: row["response_length"])
-        flat = [(row, row["response_length"]) for row in grid if row["level"] is None and row["control"] in (control, "none")]
+        flat = _flat([row for row in grid if row["level"] is None and row["control"] in (control, "none")])
         name = panel_title(strategy, control)
         titles = {
             size: [f"{row['cell']}: {row['response_length']:,.0f} tokens a response" for row in rows]
@@ -100,6 +100,14 @@ def length_panels(cells: pa.Table) -> list[Panel]:
         }
         panels.append(Panel(name, _line_panel(f"length-{name}", name, "tokens a response", series, colours, flat, titles, (0, top))))
     return panels
+
+
+def _flat(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """Return one row for each strategy without a level, size and control, with the mean length of its subset seeds."""
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["strategy"], row["size"], row["control"]), []).append(row)
+    return [(group[0], float(np.mean([row["response_length"] for row in group]))) for group in groups.values()]
 
 
 def source_panels(cells: pa.Table, sources: pa.Table) -> tuple[list[Panel], list[tuple[str, str]], int]:

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from diversity.effects import bayesian_ridge
-from diversity.effects.tables import MIN_LEVELS
+from diversity.effects.schema import MIN_LEVELS
 from ray_jobs.report.figures import Panel, Row, figure, level_axis, own_coverage, panel_keys, panel_title, size_colours
 from ray_jobs.report.plots import coverage_panel
 from ray_jobs.report.svg import MUTED, SERIES
+
+MANY_POINTS = 70  # of one size in one panel
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
     grid, rows = cells.to_pylist(), score_rows(results, score)
     colours = size_colours(row["size"] for row in grid)
     baselines = [row for row in rows if row["level"] is None]
-    limits = _limits(rows, predictor)
+    limits = limits_of(rows, predictor)
     own = own_coverage(grid, coverage)
     prefix = f"{score.evaluator}-{score.metric}-{score.split}-{predictor}"
     panels = []
@@ -120,19 +122,43 @@ def draw_scores(
             axes.axhline(middle, color=colour, linewidth=1, linestyle=(0, (4, 3)), gid=f"base-{name}-{size}")
             titles[f"base-{name}-{size}"] = [f"{name}, {size:,}: {middle:.4g} ± {half:.2g}"]
         mine = [row for row in rows if row["size"] == size and row[predictor] is not None]
-        if not mine:
-            continue
-        x, y = np.array([100 * row[predictor] for row in mine]), np.array([row["value"] for row in mine])
-        if len(np.unique(x)) >= MIN_LEVELS:
-            at = np.linspace(0, 100, 51) if predictor == "level" else np.linspace(x.min(), x.max(), 51)
-            mean, sd = bayesian_ridge(x, y, center=center).predict(at)
-            axes.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(at, mean, color=colour, linewidth=1.8, solid_capstyle="round")
-        if any(row["se"] for row in mine):
-            axes.errorbar(x, y, yerr=[row["se"] or 0 for row in mine], fmt="none", ecolor=colour, elinewidth=0.9)
-        axes.scatter(x, y, s=22, color=colour, linewidths=0, zorder=3, gid=f"points-{size}")
-        titles[f"points-{size}"] = [_hover(row) for row in mine]
+        if mine:
+            titles |= draw_series(axes, mine, colour, f"points-{size}", predictor, center)
     return titles
+
+
+def draw_series(
+    axes: Axes, rows: Sequence[Row], colour: str, gid: str, predictor: str = "level", center: bool = True
+) -> dict[str, list[str]]:
+    """Draw the points of one arm at one size with ridge line and band; return the hover titles by gid."""
+    x, y = np.array([100 * row[predictor] for row in rows]), np.array([row["value"] for row in rows])
+    if len(np.unique(x)) >= MIN_LEVELS:
+        at = np.linspace(0, 100, 51) if predictor == "level" else np.linspace(x.min(), x.max(), 51)
+        mean, sd = bayesian_ridge(x, y, center=center).predict(at)
+        axes.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.16, linewidth=0)
+        axes.plot(at, mean, color=colour, linewidth=1.8, solid_capstyle="round")
+    shown = thinned(rows, predictor)
+    at_x, at_y = [100 * row[predictor] for row in shown], [row["value"] for row in shown]
+    if any(row["se"] for row in shown):
+        axes.errorbar(at_x, at_y, yerr=[row["se"] or 0 for row in shown], fmt="none", ecolor=colour, elinewidth=0.9)
+    axes.scatter(at_x, at_y, s=22, color=colour, linewidths=0, zorder=3, gid=gid)
+    return {gid: [row["hover"] if "hover" in row else _hover(row) for row in shown]}
+
+
+def thinned(rows: Sequence[Row], predictor: str) -> list[Row]:
+    """Return the rows, or where they are too many to be told apart the mean of each level, ± the standard deviation between its runs."""
+    if len(rows) <= MANY_POINTS:
+        return list(rows)
+    levels: dict[float, list[Row]] = {}
+    for row in rows:
+        levels.setdefault(row["level"], []).append(row)
+    means = []
+    for level, group in sorted(levels.items()):
+        values, place = np.array([row["value"] for row in group]), float(np.mean([row[predictor] for row in group]))
+        sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        told = f"{len(group)} runs at level {level:.0%}, e.g. {group[0]['cell']}: {values.mean():.4g}, standard deviation {sd:.2g}"
+        means.append({**group[0], predictor: place, "value": float(values.mean()), "se": sd, "hover": told})
+    return means
 
 
 def _hover(row: Row) -> str:
@@ -187,11 +213,13 @@ def _correlation_panel(identity: str, side: str, rows: Sequence[Row], theirs: di
         for given, colour, shift, size in (("mean_length", SERIES[0], -0.22, 16), ("", SERIES[2], 0.0, 26)):
             mine = [row for row in rows if row["given"] == given]
             y = [place[row["predictor"]] + shift for row in mine]
-            axes.hlines(y, [row["low"] for row in mine], [row["high"] for row in mine], color=colour, linewidth=1.4)
+            low, high = ([np.nan if row[end] is None else row[end] for row in mine] for end in ("low", "high"))
+            axes.hlines(y, low, high, color=colour, linewidth=1.4)
             axes.scatter([row["estimate"] for row in mine], y, s=size, color=colour, linewidths=0, zorder=3, gid=f"ours-{given}")
             held = ", length held fixed" if given else ""
             titles[f"ours-{given}"] = [
-                f"{row['predictor']}{held}: {row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f}), {row['n']} runs" for row in mine
+                f"{row['predictor']}{held}: {row['estimate']:.2f} ({a:.2f} to {b:.2f}), {row['n']} runs"
+                for row, a, b in zip(mine, low, high, strict=True)
             ]
         known = [name for name in names if (side, name) in theirs]
         x = [theirs[side, name] for name in known]
@@ -215,7 +243,7 @@ def _correlation_panel(identity: str, side: str, rows: Sequence[Row], theirs: di
     )
 
 
-def _limits(rows: Sequence[Row], predictor: str) -> tuple[float, float]:
+def limits_of(rows: Sequence[Row], predictor: str) -> tuple[float, float]:
     """Return limits of y that hold every point with its error and every band, common to all panels so that they compare."""
     ends = [row["value"] + sign * (row["se"] or 0) for row in rows for sign in (-1, 1)]
     groups: dict[tuple[str, str, int], list[Row]] = {}

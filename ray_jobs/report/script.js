@@ -67,6 +67,31 @@
     });
   }
 
+  // What a mark is, at once and on touch too; without scripts the marks keep their <title>.
+  const hover = document.createElement("div");
+  hover.id = "hover";
+  hover.hidden = true;
+  document.body.append(hover);
+  const texts = new WeakMap();
+  function tell(event) {
+    const mark = event.target.closest("svg use, svg path, svg g");
+    const title = mark && mark.querySelector(":scope > title");
+    if (title) {
+      texts.set(mark, title.textContent);
+      title.remove();
+    }
+    const text = mark && texts.get(mark);
+    hover.hidden = !text;
+    if (!text) return;
+    hover.textContent = text;
+    const box = hover.getBoundingClientRect();
+    hover.style.left = Math.max(4, Math.min(event.clientX + 12, innerWidth - box.width - 4)) + "px";
+    hover.style.top = Math.max(4, event.clientY - box.height - 12) + "px";
+  }
+  document.addEventListener("pointerover", tell);
+  document.addEventListener("pointerdown", tell);
+  document.addEventListener("scroll", () => { hover.hidden = true; }, { passive: true });
+
   const head = document.createElement("tr");
   columns.forEach(([name, kind], i) => {
     const cell = document.createElement("th");

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diversity.effects import (
-    EFFECTS_SCHEMA,
-    RESULTS_SCHEMA,
+    association,
     bayesian_ridge,
     correlation,
     detectable_change,
-    effects_table,
     holm,
     ols,
     permutation_p,
@@ -23,7 +21,6 @@ from diversity.effects import (
     slope_difference,
 )
 from diversity.effects.paper import MODEL, paper_correlations, paper_points, paper_slopes
-from diversity.effects.tables import MIN_RUNS
 
 LEVELS = [j / 6 for j in range(7)]
 VISIBLE = [  # the series of METHOD 2.4 whose seven markers are all visible and whose table entry agrees with them
@@ -239,6 +236,20 @@ def test_permutation_stays_within_groups():
     assert permutation_p([0, 0, 1, 1], [1, 1, 9, 9], np.random.default_rng(0), groups=[0, 0, 1, 1], draws=100) == 1.0
 
 
+def test_permutation_with_covariates_shuffles_what_they_leave():
+    """Under no effect of x beside z, p is as often small as it says; without z it would nearly always be."""
+    generator = np.random.default_rng(12)
+    held, alone = [], []
+    for _ in range(300):
+        z = generator.normal(size=14)
+        x, y = z + 0.5 * generator.normal(size=14), 2 * z + generator.normal(size=14)
+        held.append(permutation_p(x, y, generator, covariates=z, draws=199))
+        alone.append(permutation_p(x, y, generator, draws=199))
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(np.array(held) <= level) == pytest.approx(level, abs=3.5 * (level * (1 - level) / 300) ** 0.5)
+    assert np.mean(np.array(alone) <= 0.05) > 0.9
+
+
 def test_permutation_p_is_uniform_under_no_effect():
     generator = np.random.default_rng(5)
     p = [permutation_p(LEVELS, generator.normal(size=7), generator, draws=199) for _ in range(400)]
@@ -275,6 +286,31 @@ def test_partial_correlation_is_that_of_the_residuals():
     left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y)]
     assert correlation(x, y, given=given).estimate == pytest.approx(np.corrcoef(*left)[0, 1])
     assert np.isnan(correlation(given[:, 0], y, given=given[:, 0]).estimate)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_many_correlations_at_once_are_those_of_each_pair(kind):
+    generator = np.random.default_rng(13)
+    data = generator.normal(size=(6, 30)).cumsum(axis=0)
+    data[4] = generator.integers(3, size=30)
+    data[5] = 7.0  # constant: holding it fixed changes nothing, and it goes with nothing
+    together = association(data, kind, bootstraps=60, generator=np.random.default_rng(4))
+    for held in ([], [3], [3, 4]):
+        found = together.between([0, 1], [2, 5], held)
+        for i in (0, 1):
+            fixed = data[held].T if held else None
+            alone = correlation(data[i], data[2], kind, fixed, bootstraps=60, generator=np.random.default_rng(4))
+            assert vars(found[i][0]) == pytest.approx(vars(alone))
+            assert np.isnan(found[i][1].estimate)
+    assert together.between([0], [1], [5])[0][0].estimate == pytest.approx(together.between([0], [1])[0][0].estimate)
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch):
+    data = np.random.default_rng(14).normal(size=(4, 20))
+    whole = [association(data, kind, 50, np.random.default_rng(5)).matrices for kind in ("pearson", "spearman")]
+    monkeypatch.setattr(sys.modules["diversity.effects.correlation"], "BLOCK", 90)
+    cut = [association(data, kind, 50, np.random.default_rng(5)).matrices for kind in ("pearson", "spearman")]
+    assert all(np.allclose(a, b, atol=1e-12) for a, b in zip(whole, cut))
 
 
 @pytest.mark.parametrize("kind", ["pearson", "spearman"])
@@ -332,100 +368,3 @@ def test_seeds_needed_is_the_smallest_number():
         assert seeds == 1 or detectable_change(LEVELS * (seeds - 1)) > change
     with pytest.raises(ValueError, match="at least 3 runs"):
         detectable_change([0, 1])
-
-
-# ---- the tables of an experiment
-
-
-def result(strategy, level, value, *, size=1000, seed=0, run=None, split="out", higher=False, **more):
-    cell = f"{strategy}_n{size}_l{level}_s{seed}"
-    row = {"cell": cell, "strategy": strategy, "size": size, "level": level, "subset_seed": seed, "control": "none", "value": value}
-    row |= {"share": level, "coverage": level, "run": run or f"run {cell} {split}", "evaluator": "nll", "split": split, "metric": "nll"}
-    return {**row, "higher_is_better": higher, "primary": split == "out", **more}
-
-
-def table(rows):
-    return pa.Table.from_pylist([{name: row.get(name) for name in RESULTS_SCHEMA.names} for row in rows], schema=RESULTS_SCHEMA)
-
-
-def metric_table(values, side="response", metric="entropy", variant="pooled"):
-    return pa.Table.from_pylist([{"cell": c, "side": side, "metric": metric, "variant": variant, "value": v} for c, v in values.items()])
-
-
-def picked(effects, **wanted):
-    return [row for row in effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
-
-
-def test_slopes_of_a_grid_are_those_of_each_strategy():
-    generator = np.random.default_rng(9)
-    noise = generator.normal(0, 0.01, size=(3, 7))
-    strategies = {"response-micro": -0.2, "response-meso": -0.1, "instruction-micro": 0.1}
-    rows = [result(s, x, 2 + b * x + noise[i, j]) for i, (s, b) in enumerate(strategies.items()) for j, x in enumerate(LEVELS)]
-    rows.append(result("random", None, 2.0))
-    effects = effects_table(table(rows))
-    assert effects.schema == EFFECTS_SCHEMA
-    for i, (strategy, slope) in enumerate(strategies.items()):
-        (row,) = picked(effects, strategy=strategy, predictor="level", subset="all", method="ols")
-        alone = ols(LEVELS, 2 + slope * np.array(LEVELS) + noise[i])
-        assert (row["estimate"], row["se"], row["p"]) == pytest.approx((alone.estimate, alone.se, alone.p))
-        assert row["low"] < row["estimate"] < row["high"] and row["primary"] and row["n"] == 7
-        (ridge,) = picked(effects, strategy=strategy, predictor="level", subset="all", method="bayesian-ridge")
-        assert abs(ridge["estimate"]) <= abs(row["estimate"]) and ridge["se"] > 0
-    family = picked(effects, predictor="level", subset="all", method="ols")
-    assert [row["p_holm"] for row in family] == pytest.approx(holm([row["p"] for row in family]))
-    without = picked(effects, predictor="coverage", subset="without level 0", method="ols")
-    assert {row["n"] for row in without} == {6} and len(without) == 3
-
-
-def test_subset_seeds_are_blocks():
-    shifts = {0: 0.0, 1: 5.0}
-    rows = [result("response-micro", x, 2 - 0.2 * x + shifts[s] + 0.001 * (i % 2), seed=s) for s in shifts for i, x in enumerate(LEVELS)]
-    (row,) = picked(effects_table(table(rows)), predictor="level", subset="all", method="ols")
-    assert row["estimate"] == pytest.approx(-0.2, abs=0.002) and row["se"] < 0.01
-
-
-def test_too_few_levels_and_runs_are_said():
-    rows = [result("response-micro", x, 2 - x) for x in (0, 1)]
-    effects = effects_table(table(rows), metric_table({row["cell"]: row["level"] for row in rows}))
-    assert all(row["estimate"] is None and row["note"] for row in effects.to_pylist())
-    assert picked(effects, kind="slope")[0]["note"] == "a slope needs 3 different values of level, there are 2"
-    assert picked(effects, kind="correlation")[0]["note"] == f"a correlation needs {MIN_RUNS} runs, there are 2"
-    assert effects_table(table([])).num_rows == 0
-
-
-def test_correlations_count_a_run_once_and_turn_the_score():
-    rows = [result("response-micro", x, 2 - x) for x in LEVELS]
-    shared = [{**row, "cell": row["cell"] + " again", "strategy": "response-meso"} for row in rows[:3]]
-    values = metric_table({row["cell"]: row["level"] ** 3 for row in [*rows, *shared]})
-    (row,) = picked(effects_table(table(rows + shared), values, bootstraps=50), kind="correlation", method="spearman")
-    assert row["n"] == 7 and row["estimate"] == pytest.approx(1)  # lower is better, so it rises with a metric that NLL falls with
-    higher = [{**r, "higher_is_better": True} for r in rows]
-    (row,) = picked(effects_table(table(higher), values, bootstraps=50), kind="correlation", method="spearman")
-    assert row["estimate"] == pytest.approx(-1)
-
-
-def test_correlations_hold_size_and_length_fixed():
-    generator = np.random.default_rng(10)
-    rows, entropy, length = [], {}, {}
-    for size in (1000, 2000):
-        for x in LEVELS * 3:
-            seed = len(rows)
-            own, long = generator.normal(), generator.normal()
-            rows.append(result("response-micro", x, own + 2 * long + size / 50, size=size, seed=seed, higher=True))
-            entropy[rows[-1]["cell"]], length[rows[-1]["cell"]] = own + long + size, long
-    metrics = pa.concat_tables([metric_table(entropy), metric_table(length, metric="mean_length", variant="per-sample")])
-    effects = effects_table(table(rows), metrics, bootstraps=20)
-    over = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="")
-    assert [row["size"] for row in over] == [1000, 2000, None]
-    columns = [np.array([table_[r["cell"]] for r in rows]) for table_ in (entropy, length)]
-    y, sizes = np.array([r["value"] for r in rows]), np.array([r["size"] for r in rows])
-    assert over[-1]["estimate"] == pytest.approx(correlation(columns[0], y, given=sizes).estimate)
-    assert over[-1]["estimate"] < np.corrcoef(columns[0], y)[0, 1]  # size alone makes them agree
-    (held,) = picked(effects, kind="correlation", method="pearson", predictor="entropy", given="mean_length", size=None)
-    assert held["estimate"] == pytest.approx(correlation(columns[0], y, given=np.column_stack([columns[1], sizes])).estimate)
-
-
-def test_the_table_repeats():
-    rows = [result("response-micro", x, np.sin(9 * x)) for x in LEVELS]
-    values = metric_table({row["cell"]: row["level"] for row in rows})
-    assert effects_table(table(rows), values, bootstraps=50).equals(effects_table(table(rows), values, bootstraps=50))

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from diversity.cell import TYPINGS, Cell
-from diversity.effects import RESULTS_SCHEMA, effects_table
+from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA, effects_table
 from diversity.metrics import METRICS_SCHEMA, PAPER_METRICS
-from ray_jobs.report.page import CELLS_SCHEMA, COVERAGE_SCHEMA, SOURCES_SCHEMA, Curve, Pair, ReportData
+from ray_jobs.report.page import CELLS_SCHEMA, Curve, Pair, ReportData, TypeList
 
 SLOPES = dict(zip(TYPINGS, (0.0, -0.02, 0.03, 0.0, -0.04, -0.08), strict=True))  # of NLL, so negative is better
 SOURCES = ("alpaca", "flan", "code", "medical", "trivia", "dialogue", "maths", "legal", "shell", "poems")
@@ -101,9 +101,10 @@ def report_data(grid, scored=lambda cell: True, note="These tables are made up."
         coverage=coverage,
         sources=sources,
         results=results,
-        effects=effects_table(results, metrics, bootstraps=bootstraps),
+        effects=effects_table(results, metrics, coverage, sources, bootstraps=bootstraps),
         planned=len(grid),
         curves=[curve(), curve("instruction-micro", 18000)],
+        types=[TypeList("response-meso", 5607, [("write code", 900)], [("bird <song>", 3), ("a+", 3)], [("write code", 900)])],
         pairs=[
             Pair("response-micro", "level 0", "level 1", samples, samples),
             Pair("response-meso", "level 0", "level 1", samples, samples),

@@ -1,0 +1,118 @@
+"""The tidy tables of an experiment, named once: what a cell is, what a score is, results and effects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from diversity.scores import SCORES_SCHEMA
+
+Row = dict[str, Any]
+
+MIN_LEVELS = 3  # two levels always lie on a line
+MIN_RUNS = 7  # a correlation over fewer has an interval from about -1 to 1
+MIN_DOF = 3  # a partial effect with fewer degrees of freedom left has an interval that says nothing
+PREDICTORS = ("level", "share", "coverage")
+SUBSETS = ("all", "without level 0")
+
+CELL_FIELDS = [
+    pa.field("cell", pa.string()),
+    pa.field("strategy", pa.string()),
+    pa.field("size", pa.int64()),
+    pa.field("level", pa.float64()),
+    pa.field("subset_seed", pa.int64()),
+    pa.field("control", pa.string()),
+    pa.field("samples", pa.int64()),
+    pa.field("instruction_tokens", pa.int64()),
+    pa.field("response_tokens", pa.int64()),
+    pa.field("pool_size", pa.int64()),
+    pa.field("k", pa.int64()),
+    pa.field("M", pa.int64()),
+    pa.field("share", pa.float64()),  # k / M
+    pa.field("coverage", pa.float64()),  # of the strategy's own typing
+]
+SCORE = ("evaluator", "split", "metric")
+"""What tells one score from another."""
+
+RESULTS_SCHEMA = pa.schema([*CELL_FIELDS, ("training_seed", pa.int64()), *SCORES_SCHEMA])
+"""One row for each cell, training seed and score; a cell without a score has one row whose columns from training_seed on are null."""
+
+COVERAGE_SCHEMA = pa.schema([("cell", pa.string()), ("typing", pa.string()), ("coverage", pa.float64())])
+SOURCES_SCHEMA = pa.schema([("cell", pa.string()), ("source", pa.string()), ("samples", pa.int64())])
+
+EFFECTS_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),  # slope | difference | contrast | partial | spread | best | correlation
+        ("method", pa.string()),  # ols | bayesian-ridge | welch | pearson | spearman | mean, or what a spread is over
+        ("evaluator", pa.string()),
+        ("split", pa.string()),
+        ("metric", pa.string()),
+        ("primary", pa.bool_()),
+        ("higher_is_better", pa.bool_()),
+        ("strategy", pa.string()),
+        ("size", pa.int64()),  # null: over sizes, size held fixed
+        ("control", pa.string()),
+        ("other", pa.string()),  # difference, contrast: the arm that is taken away
+        ("level", pa.float64()),  # contrast, best: where
+        ("predictor", pa.string()),  # level | share | coverage, or what a partial effect or correlation is of
+        ("side", pa.string()),  # of a posterior metric
+        ("variant", pa.string()),  # of a posterior metric
+        ("subset", pa.string()),  # all | without level 0
+        ("given", pa.string()),  # what is held fixed
+        ("n", pa.int64()),  # runs
+        ("dof", pa.int64()),  # residual degrees of freedom
+        ("estimate", pa.float64()),  # slope: change of the score from 0 to 1 of the predictor
+        ("se", pa.float64()),
+        ("low", pa.float64()),  # 95%
+        ("high", pa.float64()),
+        ("p", pa.float64()),
+        ("p_permutation", pa.float64()),
+        ("p_holm", pa.float64()),  # over the strategies, or pairs of them, of one score, size, control, predictor and subset
+        ("sd_between", pa.float64()),  # of runs about the line or their mean
+        ("se_within", pa.float64()),  # root mean square of the runs' standard errors over samples
+        ("chance", pa.float64()),  # best: how often this one is the best when the runs are drawn anew
+        ("note", pa.string()),
+    ]
+)
+
+
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[Row, list[Row]]]:
+    """Return (values of those columns, rows that have them), in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [(dict(zip(names, key, strict=True)), group) for key, group in groups.items()]
+
+
+def arm_name(strategy: str, control: str) -> str:
+    """Return what an arm is called where one text must say it: the strategy, and its control if it has one."""
+    return strategy if control == "none" else f"{strategy}, {control}"
+
+
+def single_runs(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for each run, which is the unit of inference.
+
+    Cells that choose the same samples share a run. It counts once, at the mean of their predictors and in the block of the first: counted
+    twice, one measurement would pass for two that agree.
+    """
+    found = []
+    for _, group in grouped(rows, ("run",)):
+        first = dict(group[0])
+        if len(group) > 1:
+            for name in PREDICTORS:
+                values = [row[name] for row in group if row[name] is not None]
+                first[name] = sum(values) / len(values) if values else None
+        found.append(first)
+    return found
+
+
+def scored_rows(results: pa.Table) -> list[Row]:
+    """Return the rows of results that have a score."""
+    return [row for row in results.to_pylist() if row["value"] is not None]
+
+
+def head_of(key: Row, group: Sequence[Row], kind: str) -> Row:
+    """Return the columns that all effects of a group of results share."""
+    return {**key, "kind": kind, "primary": group[0]["primary"], "higher_is_better": group[0]["higher_is_better"]}

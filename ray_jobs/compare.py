@@ -1,0 +1,92 @@
+"""Two experiments side by side: `python -m ray_jobs.compare A B [--score EVALUATOR/SPLIT/METRIC] [--cells]`.
+
+    python -m ray_jobs.compare runs/experiments/llama-2 runs/experiments/llama-3
+
+A and B differ in whatever their configurations differ in: model, budget, pruning, corpus. Cells go by their names; what is compared is the
+slope of each arm on level (B less A), and the scores of the cells that both have. Needs no cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from diversity.config import UserError
+from diversity.effects.comparing import ComparedArm, ComparedCells, compare_arms, compare_cells
+from diversity.effects.regression import Slope
+from diversity.effects.schema import arm_name
+from ray_jobs.results_files import TARGET_HELP, one_score, read_scored
+from ray_jobs.runtime import configure_process
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.compare", description="Two experiments side by side.")
+    parser.add_argument("first", metavar="A", help=TARGET_HELP)
+    parser.add_argument("second", metavar="B")
+    parser.add_argument("--score", metavar="EVALUATOR/SPLIT/METRIC", help="default: the primary one of both, else the first")
+    parser.add_argument("--cells", action="store_true", help="also list every cell that both have")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the comparison and return the exit code."""
+    given = arguments(argv)
+    configure_process()
+    try:
+        (a, first), (b, second) = read_scored(given.first), read_scored(given.second)
+        score, first, second = one_score(first, second, given.score)
+    except UserError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return error.exit_code
+    better = "higher is better" if first[0]["higher_is_better"] else "lower is better"
+    print(f"A: {a}\nB: {b}\nscore: {score} ({better})\n")
+    print("\n".join(arm_lines(compare_arms(first, second))))
+    print("\n" + "\n".join(cell_lines(compare_cells(first, second), list_all=given.cells)))
+    return 0
+
+
+def arm_lines(arms: Sequence[ComparedArm]) -> list[str]:
+    """Return the table of slopes, change of the score from level 0 to 1."""
+    if not arms:
+        return ["No arm has three scored levels in both: there are no slopes to compare."]
+    rows = [["slope, level 0 to 1", "size", "A", "B", "B less A", "95% interval", "p", "Holm"]]
+    for arm in arms:
+        low, high = arm.difference.interval()
+        slopes = [f"{slope.estimate:+.4g} ± {slope.se:.2g}" for slope in (arm.first, arm.second)]
+        rows.append([arm_name(arm.strategy, arm.control), f"{arm.size:,}", *slopes, f"{arm.difference.estimate:+.4g}"])
+        rows[-1] += [f"{low:+.4g} to {high:+.4g}", f"{arm.difference.p:.3f}", f"{arm.p_holm:.3f}"]
+    return columns(rows)
+
+
+def cell_lines(compared: ComparedCells, list_all: bool = False) -> list[str]:
+    """Return what is said of the cells that both have."""
+    lines = [f"{len(compared.cells)} cells are scored in both."]
+    if compared.difference is not None:
+        lines.append(f"Mean of B less A over cells: {told(compared.difference)}.")
+    if compared.correlation == compared.correlation:
+        lines.append(f"Correlation of A's scores with B's over cells: {compared.correlation:.2f}.")
+    if list_all and compared.cells:
+        lines += ["", *columns([["cell", "A", "B"], *([cell, f"{a:.5g}", f"{b:.5g}"] for cell, a, b in compared.cells)])]
+    return lines
+
+
+def told(difference: Slope) -> str:
+    """Return a difference with its interval in words that claim no more than that."""
+    low, high = difference.interval()
+    if low != low:
+        return f"{difference.estimate:+.4g}"
+    text = f"{difference.estimate:+.4g} (95% interval {low:+.4g} to {high:+.4g})"
+    return text if not low <= 0 <= high else f"{text}: none is shown, one larger than {max(abs(low), abs(high)):.4g} is excluded"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of text with aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    aligned = ([text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))] for row in rows)
+    return ["  ".join(row).rstrip() for row in aligned]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

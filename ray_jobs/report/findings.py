@@ -1,0 +1,141 @@
+"""What a score's part of the page holds: its panels, and its effects as tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diversity.effects.paper import paper_correlations
+from diversity.effects.schema import SCORE, arm_name
+from ray_jobs.report import arms, score_plots
+from ray_jobs.report.figures import Panel
+from ray_jobs.report.score_plots import Score
+
+if TYPE_CHECKING:
+    from ray_jobs.report.page import ReportData
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; the first column is text, all others are numbers."""
+
+    title: str
+    told: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class ScoreSection:
+    """One score's part of the page."""
+
+    score: Score
+    panels: list[Panel]
+    by_coverage: list[Panel]
+    arms: list[Panel]
+    slopes: list[Row]
+    tables: list[Table]
+    correlations: list[Panel]
+    correlation_runs: int
+
+
+def score_section(data: ReportData, score: Score) -> ScoreSection:
+    """Return one score's panels and tables."""
+    wanted = dict(zip(SCORE, (score.evaluator, score.split, score.metric), strict=True))
+    rows = [row for row in data.effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
+    slopes = [row for row in rows if row["kind"] == "slope" and row["predictor"] == "level" and row["method"] == "ols"]
+    without = {_arm(row): row for row in slopes if row["subset"] == "without level 0"}
+    by_coverage = score_plots.score_panels(data.cells, data.results, score, data.coverage, "coverage")
+    return ScoreSection(
+        score=score,
+        panels=score_plots.score_panels(data.cells, data.results, score, data.coverage),
+        by_coverage=[panel for panel in by_coverage if not panel.remark],
+        arms=arms.arm_panels(data.results, score),
+        slopes=[{**row, "without": without.get(_arm(row))} for row in slopes if row["subset"] == "all"],
+        tables=[table for make in (_contrasts, _differences, _pooled, _partials, _spread) if (table := make(rows)).rows],
+        correlations=score_plots.correlation_panels(data.effects, score, paper_correlations()),
+        correlation_runs=max((row["n"] for row in rows if row["kind"] == "correlation"), default=0),
+    )
+
+
+def signed(value: float, error: float | None) -> str:
+    """Write a number with its sign, to the second digit of its standard error."""
+    digits = 3 if not error or not np.isfinite(error) else max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def small(p: float | None) -> str:
+    """Write a p value."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(value: int | None) -> str:
+    """Write a size; none means that sizes are pooled."""
+    return "all" if value is None else f"{value:,}"
+
+
+def _arm(row: Row) -> tuple[Any, ...]:
+    return row["strategy"], row["size"], row["control"]
+
+
+def _contrasts(rows: Sequence[Row]) -> Table:
+    told = "Runs at the highest level less runs of a strategy without levels, by Welch's test; Holm over strategies."
+    chosen = [row for row in rows if row["kind"] == "contrast"]
+    return _effects("More diverse against the baselines", told, chosen, lambda row: f"{_name(row)} at {row['level']:.0%} − {row['other']}")
+
+
+def _differences(rows: Sequence[Row]) -> Table:
+    told = "Change of the score from level 0 to 1 in one arm less that in another; Holm over the pairs."
+    chosen = [row for row in rows if row["kind"] == "difference"]
+    return _effects("Slopes against each other", told, chosen, lambda row: f"{_name(row)} − {row['other']}")
+
+
+def _pooled(rows: Sequence[Row]) -> Table:
+    told = "Change of the score from none to all of its own types covered, every size and subset seed with an intercept of its own."
+    slopes = [row for row in rows if row["kind"] == "slope" and row["method"] == "ols"]
+    chosen = [row for row in slopes if row["size"] is None and row["predictor"] == "coverage"]
+    return _effects("All sizes together, on measured coverage", told, chosen, _name)
+
+
+def _partials(rows: Sequence[Row]) -> Table:
+    told = (
+        "Over the runs of all strategies: what the coverage of one typing does with the other coverages, the length of responses (in "
+        "doublings) and the entropy of sources (in bits) held fixed. They go together, so intervals are wide."
+    )
+    chosen = [row for row in rows if row["kind"] == "partial"]
+    return _effects("Each kind of diversity with the others held fixed", told, chosen, lambda row: row["predictor"].replace("_", " "))
+
+
+def _effects(title: str, told: str, rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    lines = []
+    for row in rows:
+        if row["low"] is not None and row["subset"] in (None, "all"):
+            interval = f"{signed(row['low'], row['se'])} to {signed(row['high'], row['se'])}"
+            tests = [small(row[p]) for p in ("p", "p_permutation", "p_holm")]
+            lines.append([name(row), count(row["size"]), str(row["n"]), signed(row["estimate"], row["se"]), interval, *tests])
+    return Table(title, told, ("", "size", "runs", "estimate", "95% interval", "p", "p, shuffled", "p, Holm"), lines)
+
+
+def _spread(rows: Sequence[Row]) -> Table:
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row["kind"] == "spread":
+            groups.setdefault(_arm(row), {})[row["method"]] = row
+    lines = []
+    for (strategy, size, control), found in groups.items():
+        figures = [f"{found[name]['estimate']:.2g}" if name in found else "" for name in ("prompts", "training-seed", "subset-seed")]
+        lines.append([arm_name(strategy, control), count(size), str(next(iter(found.values()))["n"]), *figures])
+    told = (
+        "Within a run: its standard error over the samples of the split. Between: standard deviation of runs on one dataset, and of the "
+        "means of datasets of one level."
+    )
+    return Table("How far runs scatter", told, ("", "size", "runs", "within", "training seeds", "subset seeds"), lines)
+
+
+def _name(row: Row) -> str:
+    return arm_name(row["strategy"], row["control"])
