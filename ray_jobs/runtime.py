@@ -23,6 +23,7 @@ import yaml
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
 from ray_jobs.experiment import Experiment, load_experiment
+from ray_jobs.placement import job_config
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,7 @@ class Context:
         logger.info("connecting to %s", address or "a Ray of this process's own")
         ray.init(
             **options,
+            job_config=job_config(self.storage.uri, self.experiment.experiment),
             logging_level=logging.WARNING,
             runtime_env={"worker_process_setup_hook": "ray_jobs.runtime.configure_process"},
         )

@@ -19,7 +19,7 @@ import ray
 from diversity.artifact import MANIFEST, Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
-from ray_jobs import build_datasets, heldout, profile_corpus, trials
+from ray_jobs import build_datasets, heldout, placement, profile_corpus, trials
 from ray_jobs.runtime import Context, cache_folder, main
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
@@ -179,6 +179,7 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     """Run the trials, and enter what they sealed whether or not all went well."""
     experiment, storage = context.experiment, context.storage
     context.connect()
+    placement.release_left_behind(storage.uri, experiment.experiment)
     demand = trials.Demand.of(experiment.sft, experiment.resources, left[0].task.device)
     has = ray.cluster_resources()
     limits = experiment.resources
