@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diversity.artifact import MANIFEST, Artifact, ArtifactError, Storage
-from diversity.config import UserError, near_matches
+from diversity.config import UserError
 from diversity.export import FORMATS, export
 from diversity.export_card import Exported, cell_of
 from ray_jobs.experiment import load_experiment
@@ -84,7 +84,7 @@ def _of_index(index: Index, patterns: Sequence[str] | None, hint: str) -> dict[s
         raise ArtifactError(f"experiment {index.experiment} in {index.storage.uri} has no datasets yet: {hint}")
     for pattern in patterns or ():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in datasets):
-            raise UserError(f"--cells {pattern!r} names no cell{near_matches(pattern, datasets)}")
+            raise UserError(f"--cells {pattern!r} names none of {len(datasets)} cells, e.g. {min(datasets)}")
     wanted = [name for name in datasets if patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: index.storage.at(datasets[name]) for name in sorted(wanted)}
 
