@@ -53,7 +53,7 @@ def test_seeds_change_the_samples_and_never_the_words() -> None:
 
 def test_typed_once_gives_what_typing_each_time_gives() -> None:
     profiled = profile(ROWS, "response-micro@word")
-    for level, selection in itertools.product((0, 0.5), (SelectionConfig(), SelectionConfig(algorithm="static"))):
+    for level, selection in itertools.product((0, 0.5), (SelectionConfig(), SelectionConfig(rho=2))):
         assert profiled.choose(150, level, selection=selection).equals(choose(ROWS, 150, level=level, selection=selection))
 
 
