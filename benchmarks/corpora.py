@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numba import njit
 
@@ -42,15 +44,23 @@ def real_incidence(path: Path, side: str, limit: int | None = None) -> Incidence
         side: `instruction` or `response`.
         limit: only so many samples, the first by sample_id; then the band is that of the smaller corpus.
     """
-    from diversity.notebook import read, typed
+    from diversity.notebook import typed
     from diversity.tokens import BandConfig
+    from ray_jobs.runtime import cache_folder
     from training.model_source import resolve_model
 
-    table = pq.read_table(path)
-    texts = read([row for row in table.to_pylist() if row["instruction"].strip() and row["response"].strip()])
-    model = resolve_model("builtin:smollm2-135m", Path.home() / ".cache" / "sft-diversity", tokenizer_only=True)
+    texts = _texts(path)
+    model = resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)
     found = typed(texts.slice(0, limit or len(texts)), f"{side}-micro", model=model, band=BandConfig())
     return Incidence.from_lists(found.data.column("types"), found.types.num_rows)
+
+
+@functools.cache
+def _texts(path: Path) -> pa.Table:
+    """Return the usable samples, read once in a run."""
+    from diversity.notebook import read
+
+    return read([row for row in pq.read_table(path).to_pylist() if row["instruction"].strip() and row["response"].strip()])
 
 
 def made_up_df(n_types: int = TYPES) -> np.ndarray:

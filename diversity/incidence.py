@@ -76,8 +76,8 @@ class Incidence:
         return np.diff(self.indptr)
 
     def df(self) -> np.ndarray:
-        """Return the number of samples that have each type as `(M,) int64`."""
-        return np.bincount(self.indices, minlength=self.n_types)
+        """Return the number of samples that have each type as `(M,) int64`; np.bincount would first copy the indices to int64."""
+        return _count(self.indices, self.n_types)
 
     def transpose(self) -> Incidence:
         """Return types × samples: row t holds the samples that have t, ascending. A counting sort, O(nnz)."""
@@ -143,6 +143,14 @@ def assign_nearest(incidence: Incidence, embeddings: np.ndarray, block: int = 40
         rows = outliers[start : start + block]
         topic[rows] = np.argmax(embeddings[rows] @ centroids.T, axis=1)
     return Incidence(np.arange(incidence.n_samples + 1, dtype=np.int64), topic, incidence.n_types)
+
+
+@njit(cache=True)
+def _count(indices: np.ndarray, n_types: int) -> np.ndarray:
+    counts = np.zeros(n_types, dtype=np.int64)
+    for t in indices:
+        counts[t] += 1
+    return counts
 
 
 @njit(cache=True)

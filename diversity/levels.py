@@ -10,7 +10,7 @@ our decision; the paper's mapping is unknown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -28,6 +28,8 @@ from diversity.pool import InfeasibleLevel, InfeasibleSize, Pool, make_pool
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 16  # failed covers before the next attempt at a proof that skips many; doubled when one brings little
+
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 
 KminFrom = Literal["each", "largest"]
 
@@ -106,29 +108,38 @@ def level_table(
         InfeasibleSize: a size that no level can give; says the smallest and the largest that can be had.
         InfeasibleLevel: the largest size's k_min does not fit a smaller size.
     """
-    sizes = sorted(set(sizes))
-    if not sizes or sizes[0] < 1 or rho < 1 or any(not 0 <= f <= 1 for f in fractions):
-        raise ValueError(f"sizes are at least 1, rho at least 1, levels in [0, 1]; got {sizes}, {rho}, {[str(f) for f in fractions]}")
-    if control.by_bin and rho < 3:
-        logger.warning("control %s with rho %s: below 3 the quotas leave the level-0 pool little choice", control.name, rho)
-    planner = _Planner(typed, sample_keys, control, Fraction(str(rho)))
-    common = planner.k_min(sizes[-1])[0] if kmin_from == "largest" else None
-    return {size: planner.plan(size, fractions, common, sizes[-1]) for size in sizes}
+    return Planner(typed, sample_keys, control, rho).table(sizes, fractions, kmin_from)
 
 
-class _Planner:
+class Planner:
     """The scans over k for one typing and control. Counts of the pool are kept up to date from one k to the next."""
 
-    def __init__(self, typed: TypedInputs, sample_keys: np.ndarray, control: Control, rho: Fraction) -> None:
-        self.typed, self.control, self.rho = typed, control, rho
-        self.n_types = typed.incidence.n_types
-        self.pool: Pool = make_pool(typed, control, constant_order(sample_keys), self.n_types)
-        self.by_birth = np.argsort(self.pool.birth, kind="stable")
+    def __init__(self, typed: TypedInputs, sample_keys: np.ndarray, control: Control, rho: float) -> None:
+        self.begin(control, typed.incidence.n_types, rho)
+        self.typed, self.order = typed, constant_order(sample_keys)
+        self._look_at(make_pool(typed, control, self.order, self.n_types))
+        self.widest = int(np.diff(self.pool.indptr).max(initial=1))
         self.samples = pool_sizes(typed)
         self.weights = pool_sizes(typed, control.weights)
         self.admissible = np.flatnonzero(admissible(typed.incidence, typed))
         self.counts = np.zeros(self.n_types, dtype=np.int64)
         self.counted_k = 0
+
+    def begin(self, control: Control, n_types: int, rho: float) -> None:
+        """Remember what is asked for; rho is taken as written, not as its binary fraction."""
+        if rho < 1:
+            raise ValueError(f"rho is at least 1; got {rho}")
+        if control.by_bin and rho < 3:
+            logger.warning("control %s with rho %s: below 3 the quotas leave the level-0 pool little choice", control.name, rho)
+        self.control, self.n_types, self.rho = control, n_types, Fraction(str(rho))
+
+    def table(self, sizes: Iterable[int], fractions: Sequence[Fraction], kmin_from: KminFrom) -> dict[int, LevelPlan]:
+        """Return the plan of every size; see `level_table`."""
+        sizes = sorted(set(sizes))
+        if not sizes or sizes[0] < 1 or any(not 0 <= f <= 1 for f in fractions):
+            raise ValueError(f"sizes are at least 1, levels in [0, 1]; got {sizes}, {[str(f) for f in fractions]}")
+        common = self.k_min(sizes[-1])[0] if kmin_from == "largest" else None
+        return {size: self.plan(size, fractions, common, sizes[-1]) for size in sizes}
 
     def cover(self, k: int, quota: np.ndarray) -> Taken | None:
         """Return a cover of K_k that fits, or None."""
@@ -137,9 +148,16 @@ class _Planner:
         self.counted_k = k
         return cover(self.pool, k, quota, self.counts)
 
+    def _look_at(self, pool: Pool) -> None:
+        self.pool, self.by_birth = pool, np.argsort(pool.birth, kind="stable")
+
     def quota(self, size: int, k: int) -> np.ndarray:
         """Return the quota that the pool of k would give."""
-        return self.control.quota(size, self.pool.rows[self.pool.birth <= k])
+        return self.control.quota(size, self.pool.rows[self.pool.birth <= k] if self.control.by_bin else _NO_ROWS)
+
+    def weight(self, found: Taken) -> int:
+        """Return what a cover takes of the budget."""
+        return int(self.pool.weight[found.candidates].sum())
 
     def needs(self, size: int) -> int:
         """Return the weight that the pool of level 0 has at least: ceil(rho x budget), exactly."""
@@ -157,19 +175,35 @@ class _Planner:
     def down_from(self, k: int, quota: np.ndarray, floor: int) -> tuple[int, Taken]:
         """Return the largest admissible k at or below the given one whose cover fits, and the cover."""
         allowed = self.admissible[(self.admissible >= floor) & (self.admissible <= k)]
+        found = self.cover(int(allowed[-1]), quota) if len(allowed) else None
+        if found is not None:
+            return int(allowed[-1]), found
+        whole = self.pool
+        try:
+            for failed, found in self._scan_down(allowed, quota):
+                if found is not None:
+                    return failed, found
+        finally:
+            self._look_at(whole)
+        raise InfeasibleLevel(f"no admissible k from {floor} to {k} of {self.n_types} types has a cover that fits")
+
+    def _scan_down(self, allowed: np.ndarray, quota: np.ndarray) -> Iterator[tuple[int, Taken | None]]:
+        """Yield the k below the last of those given, and their covers, downwards and without those that are proved not to fit."""
         bound, wait, patience = Bound(self.pool), 0, _PATIENCE
         while len(allowed):
             failed = int(allowed[-1])
-            found = self.cover(failed, quota)
-            if found is not None:
-                return failed, found
+            if 2 * self.samples[failed] < len(self.pool.rows):
+                # A cover looks at every candidate of its types: in a pool much larger than its own that is most of its time.
+                self._look_at(make_pool(self.typed, self.control, self.order, failed))
+                bound.pool = self.pool
             wait -= 1
             if wait < 0:
                 refuted = min(failed, bound.refuted_down_to(failed, quota))
                 wait, patience = (0, _PATIENCE) if refuted < failed - _PATIENCE else (patience, 2 * patience)
                 failed = refuted
             allowed = allowed[: np.searchsorted(allowed, failed)]
-        raise InfeasibleLevel(f"no admissible k from {floor} to {k} of {self.n_types} types has a cover that fits")
+            if len(allowed):
+                yield int(allowed[-1]), self.cover(int(allowed[-1]), quota)
 
     def plan(self, size: int, fractions: Sequence[Fraction], common: int | None, largest: int) -> LevelPlan:
         """Return the plan of one size, with its own k_min or the common one."""
@@ -208,10 +242,9 @@ class _Planner:
         largest = self.control.size_of(most * self.rho.denominator // self.rho.numerator)
         while largest > 0 and self.needs(largest) > most:
             largest -= 1
-        widest = int(np.diff(self.pool.indptr).max(initial=1))
         smallest = largest
         for k in usable:
-            if -(-int(k) // widest) >= smallest:
+            if -(-int(k) // self.widest) >= smallest:
                 break
             smallest = min(smallest, self._smallest_at(int(k), smallest))
         return smallest, largest
@@ -222,7 +255,7 @@ class _Planner:
         found = self.cover(k, open_quota)
         if found is None:
             return otherwise
-        size = self.control.size_of(int(self.pool.weight[found.candidates].sum()))
+        size = self.control.size_of(self.weight(found))
         return size if not otherwise or self.needs(size) <= self.weights[k] else otherwise
 
 

@@ -127,10 +127,20 @@ def admissible(incidence: Incidence, pruning: Pruning | TypedInputs) -> np.ndarr
 
     A type t is kept from k = position[t] on and has its first sample at k = min birth of its samples; between the two, k won't do.
     """
-    first = _first_birth(incidence.indptr, incidence.indices, pruning.birth, incidence.n_types)
-    change = np.bincount(pruning.position, minlength=incidence.n_types + 2)
-    change -= np.bincount(np.maximum(first, pruning.position), minlength=incidence.n_types + 2)
-    allowed = np.cumsum(change)[: incidence.n_types + 1] == 0
+    return admissible_from(first_births(incidence, pruning.birth), pruning.position)
+
+
+def first_births(incidence: Incidence, births: np.ndarray) -> np.ndarray:
+    """Return `(M,) int64`: the smallest birth of a type's samples, M + 1 where it has none."""
+    return _first_birth(incidence.indptr, incidence.indices, births, incidence.n_types)
+
+
+def admissible_from(first: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return `admissible` from `first_births` and the positions."""
+    n_types = len(position)
+    change = np.bincount(position, minlength=n_types + 2)
+    change -= np.bincount(np.maximum(first, position), minlength=n_types + 2)
+    allowed = np.cumsum(change)[: n_types + 1] == 0
     allowed[0] = False
     return allowed
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from diversity.bound import Bound
 from diversity.controls import Control, apportion, length_bins, make_control
-from diversity.cover import cover, cover_then_fill
+from diversity.cover import _cover_by_gain, _cover_greedy, cover, cover_then_fill
 from diversity.fill import fill_by_weight
 from diversity.incidence import Incidence
 from diversity.levels import constant_order
 from diversity.peel import admissible, pool_sizes
-from diversity.pool import InfeasibleLevel, make_pool
+from diversity.pool import InfeasibleLevel, count_types, make_pool
 from tests.diversity.naive import (
     harmonic,
     incidences,
@@ -295,3 +295,19 @@ def test_ties_of_types_settle_equal_counts():
         typed = type(typed_of(incidence))(incidence, tie, np.array([1, 2], np.int32), np.array([1, 2], np.int32))
         assert run(typed, 2, 2)[1].tolist() == [low, 1 - low]
     assert len(set(ties_of(5).tolist())) == 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(incidences(min_rows=3), CLOSURES, st.booleans(), st.data())
+def test_the_cover_by_gain_equals_the_one_by_a_lazy_queue(incidence, closure, weighted, data):
+    typed, n = typed_of(incidence, closure), incidence.n_samples
+    weights = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n)), np.int64) if weighted else np.ones(n, np.int64)
+    control = Control("tokens", weights, np.zeros(n, np.int32), 1)
+    pool = make_pool(typed, control, keys_of(n), incidence.n_types)
+    k = data.draw(st.integers(1, incidence.n_types))
+    quota = np.array([data.draw(st.integers(1, int(weights.sum())))])
+    counts = count_types(pool, k)
+    one, other = _cover_by_gain(pool, k, counts, quota), _cover_greedy(pool, k, counts, quota)
+    assert one[2] == other[2]
+    if one[2]:
+        assert one[0].tolist() == other[0].tolist() and one[1].tolist() == other[1].tolist()
