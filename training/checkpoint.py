@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +52,75 @@ def load_state(engine: Any, folder: Path, run: str) -> tuple[int, Rows]:
     Raises:
         CheckpointError: it is of another run, of another number of ranks, or not whole.
     """
-    try:
-        loaded, client_state = engine.load_checkpoint(str(folder), tag=STATE)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"checkpoint {folder} can't be loaded: {' '.join(str(error).split())[:300]}; remove it to start again"
-        ) from None
-    if loaded is None:
-        raise CheckpointError(f"{folder} holds no checkpoint; remove it to start again")
+    client_state = _loaded(engine, folder, folder)
     ranks = torch.distributed.get_world_size()
     if client_state["run"] != run:
         raise CheckpointError(f"checkpoint {folder} is of run {client_state['run']}, not of {run}")
     if client_state["world_size"] != ranks:
         raise CheckpointError(f"checkpoint {folder} is of {client_state['world_size']} ranks, and there are {ranks}")
     return client_state["step"], client_state["rows"]
+
+
+def _loaded(engine: Any, folder: Path, named: Path) -> dict[str, Any]:
+    """Load a folder into the engine and return what was saved beside the engine's own state."""
+    try:
+        loaded, client_state = engine.load_checkpoint(str(folder), tag=STATE)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise CheckpointError(
+            f"checkpoint {named} can't be loaded: {' '.join(str(error).split())[:300]}; remove it to start again"
+        ) from None
+    if loaded is None:
+        raise CheckpointError(f"{named} holds no checkpoint; remove it to start again")
+    return client_state
+
+
+def load_other_world(engine: Any, root: Path, name: Callable[[int], str]) -> tuple[int, Rows]:
+    """Load the newest checkpoint that so many other ranks wrote; all ranks call this.
+
+    With ZeRO, rank 0 turns it into DeepSpeed's universal form first, and the engine must have been built with `universal`. The order of
+    the data does not depend on the number of ranks, so that the run goes on where the other one stopped.
+
+    Args:
+        engine: DeepSpeed's.
+        root: the folder that holds the checkpoints (`CheckpointFolder.root` of that run), seen by all ranks.
+        name: the run's fingerprint on so many ranks.
+
+    Raises:
+        CheckpointError: there is none, it is of another run than this one on its own number of ranks, or not whole.
+    """
+    whole = sorted(root.glob("step-*"))
+    if not whole:
+        raise CheckpointError(f"{root} holds no checkpoint to go on from")
+    folder = whole[-1]
+    if engine.zero_optimization_stage() == 0:
+        client_state = _loaded(engine, folder, folder)
+    else:
+        leads = torch.distributed.get_rank() == 0
+        universal = root / f".universal-{folder.name}"
+        if leads:
+            shutil.rmtree(universal, ignore_errors=True)
+            _make_universal(folder / STATE, universal / STATE)
+        torch.distributed.barrier()
+        decay = [group["weight_decay"] for group in engine.optimizer.param_groups]
+        client_state = _loaded(engine, universal, folder)
+        for group, own in zip(engine.optimizer.param_groups, decay, strict=True):
+            group["weight_decay"] = own  # stage 3 gives all groups the first one's
+        torch.distributed.barrier()
+        if leads:
+            shutil.rmtree(universal, ignore_errors=True)
+    if client_state["run"] != name(client_state["world_size"]):
+        raise CheckpointError(f"checkpoint {folder} is of run {client_state['run']}, which is not this one on another number of ranks")
+    return client_state["step"], client_state["rows"]
+
+
+def _make_universal(source: Path, folder: Path) -> None:
+    """Write a checkpoint as DeepSpeed's universal one: each parameter's state whole, in files of its own."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    folder.mkdir(parents=True)
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it tells of every file
+        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(folder), **options))
 
 
 class CheckpointFolder:
@@ -80,7 +139,7 @@ class CheckpointFolder:
         save_state(engine, part, self.run, step, rows)
         torch.distributed.barrier()
         if leads:
-            older = self._whole()
+            older = self.whole()
             target = self.root / f"step-{step:08d}"
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
@@ -90,14 +149,15 @@ class CheckpointFolder:
 
     def resume(self, engine: Any) -> tuple[int, Rows]:
         """Load the newest whole checkpoint, or begin at step 0."""
-        whole = self._whole()
+        whole = self.whole()
         return load_state(engine, whole[-1], self.run) if whole else (0, [])
 
     def remove(self) -> None:
         """Remove all of them."""
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _whole(self) -> list[Path]:
+    def whole(self) -> list[Path]:
+        """Return the checkpoints that are whole, the oldest first."""
         return sorted(self.root.glob("step-*"))
 
 

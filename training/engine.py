@@ -20,7 +20,6 @@ from training.config import LoraConfig, Precision, SftConfig
 from training.loss import has_plain_head, linear_cross_entropy
 from training.zero import ModelShape, deepspeed_config, parameters_in_bf16
 
-NO_LABEL = -100
 LOGIT_ROWS = 1024  # positions whose logits are held in fp32 at once
 
 
@@ -36,17 +35,15 @@ class RowLoss(nn.Module):
         self.model = model
         self.pieces = has_plain_head(model)
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, predicting: torch.Tensor, targets: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Return the sum over labelled tokens, () float32.
 
         Args:
             input_ids: (1, L) int64.
-            labels: (1, L) int64, aligned with input_ids, -100 where nothing is learnt; the shift to the left happens here.
+            predicting: (n,) int64, the places whose next token has a label. They come from the host: to find them on a GPU, it would wait.
+            targets: (n,) int64, those labels.
             inputs: what else the model takes: position ids, the samples' bounds or the mask.
         """
-        following = labels[0, 1:]
-        predicting = torch.nonzero(following != NO_LABEL).flatten()
-        targets = following[predicting]
         model: Any = self.model
         if self.pieces:
             states = model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[0, predicting]
@@ -206,13 +203,23 @@ def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=sft.lr, betas=sft.betas, fused=True)
 
 
-def build_engine(model: nn.Module, sft: SftConfig, precision: Precision, device: str) -> Any:
-    """Return the DeepSpeed engine around `RowLoss(model)`; torch.distributed runs already."""
+def build_engine(model: nn.Module, sft: SftConfig, precision: Precision, device: str, *, universal: bool = False) -> Any:
+    """Return the DeepSpeed engine around `RowLoss(model)`; torch.distributed runs already.
+
+    Args:
+        model: of `load_model`.
+        sft: the run's configuration.
+        precision: resolved.
+        device: `cpu` or `cuda`.
+        universal: whether the state that it will load comes from another number of ranks.
+    """
     import deepspeed
 
     module = RowLoss(model)
     if device == "cuda":
         module.to(torch.device("cuda", torch.cuda.current_device()))
     config = deepspeed_config(sft, precision)
+    if universal and sft.zero.stage:
+        config["checkpoint"] = {"load_universal": True}
     engine, *_ = deepspeed.initialize(model=module, optimizer=adamw(module, sft, device), config=config, dist_init_required=False)
     return engine

@@ -206,6 +206,16 @@ def model_inputs(batch: Batch, model: Any, device: Any) -> dict[str, Any]:
     return {**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}, **lengths}
 
 
+def learnt(batch: Batch, device: Any) -> dict[str, Any]:
+    """Return what is learnt of a row: the places whose next token has a label, and those labels, each `(n,) int64` on the device."""
+    import torch
+
+    following = batch.labels[0, 1:]
+    predicting = np.flatnonzero(following != NO_LABEL)
+    found = {"predicting": predicting, "targets": following[predicting]}
+    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in found.items()}
+
+
 def sample_bounds(batch: Batch) -> np.ndarray:
     """Return where a row's samples begin, and its end, `(n + 1,) int32`; padding counts as a sample."""
     changes = np.flatnonzero(np.diff(batch.segment[0])) + 1

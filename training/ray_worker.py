@@ -139,7 +139,8 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
             return load_state(engine, Path(folder), task.run)
 
     memory = free_memory(task.device, context.get_local_world_size())
-    trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory)
+    with _curve(task) as track:
+        trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory, track=track)
     leads = context.get_world_rank() == 0
     if leads:
         task.model.begin()
@@ -163,6 +164,24 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
             }
         )
     return trained
+
+
+@contextmanager
+def _curve(task: Task) -> Iterator[Any]:
+    """Yield what opens the run's trackers; TensorBoard's files lie in `<storage>/tensorboard/<run>`, on a remote storage at the end."""
+    from training.trackers import flat, open_trackers
+
+    settings = flat(task.sft.identity(training_seed=task.training_seed, device=task.device))
+    about = {"run": task.run, "cell": task.cells[0], "model": task.base, **settings}
+    filesystem, root = task.model.storage.filesystem()
+    place = f"{root}/tensorboard/{task.run}"
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield lambda rows: open_trackers(task.sft.trackers, Path(place), task.run, about, rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
+        yield lambda rows: open_trackers(task.sft.trackers, Path(folder) / "tensorboard", task.run, about, rows)
+        if ray.train.get_context().get_world_rank() == 0:
+            pafs.copy_files(f"{folder}/tensorboard", place, destination_filesystem=filesystem)
 
 
 def _reporter(task: Task) -> Any:
@@ -285,7 +304,10 @@ def _open(folder: Path) -> Any:
     from ray.train.torch import get_device
     from transformers import AutoModelForCausalLM
 
+    from training.attention import use_packed_attention
+
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    use_packed_attention(model)
     return model.to(get_device())
 
 

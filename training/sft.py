@@ -4,6 +4,7 @@ Without Ray, alone or on several ranks:
 
     python -m training.sft DATASET --out FOLDER --model builtin:smollm2-135m budget='{response_tokens: 1024}'
     torchrun --nproc-per-node 2 -m training.sft DATASET --out FOLDER zero.stage=2
+    torchrun --nproc-per-node 4 -m training.sft DATASET --out NEW --resume-from FOLDER/checkpoints zero.stage=2
 
 The loss of a step is the mean over the response tokens of its global batch, whatever the ranks, rows and packing that carry them.
 DeepSpeed averages gradients over ranks and knows nothing of rows, so a row's summed loss is scaled by world size / response tokens.
@@ -30,13 +31,13 @@ import yaml
 
 from diversity.artifact import digest
 from diversity.config import UserError, parse
-from training.checkpoint import CheckpointFolder, export
+from training.checkpoint import CheckpointFolder, export, load_other_world
 from training.config import SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
 from training.engine import build_engine, free_memory, load_model, prepare_process, process_group, shape_of
 from training.flops import matmul_ceiling, step_flops
 from training.model_source import model_digest, resolve_model
-from training.packing import Step, collate, model_inputs
+from training.packing import Step, collate, learnt, model_inputs
 from training.progress import Progress, describe, summary
 from training.trackers import Trackers, flat, open_trackers
 from training.zero import refuse_what_cannot_fit
@@ -86,6 +87,7 @@ def fine_tune(
     checkpoint: SaveCheckpoint | None = None,
     memory: tuple[int, int | None] | None = None,
     track: OpenTrackers | None = None,
+    universal: bool = False,
 ) -> Trained:
     """Return the trained engine. Every rank calls this; torch.distributed runs already (`engine.process_group`).
 
@@ -95,6 +97,7 @@ def fine_tune(
         checkpoint: saves one, every `sft.checkpoint_every` steps.
         memory: bytes that a rank can have on its device, and on its host for what is offloaded; None checks nothing.
         track: opens what the curve is told to, given the rows of the steps done; called on rank 0.
+        universal: whether `resume` brings the state of another number of ranks.
 
     Raises:
         NonFiniteLoss: a step's loss is no number.
@@ -114,7 +117,7 @@ def fine_tune(
         logger.info("%s", describe(data.counts, data.steps, shape, needed, world_size))
     model = load_model(job.model, job.sft, precision, seed=job.training_seed)
     clock.lap("load_s")
-    engine = build_engine(model, job.sft, precision, job.device)
+    engine = build_engine(model, job.sft, precision, job.device, universal=universal)
     clock.lap("engine_s")
     done, rows = resume(engine) if resume else (0, [])
     clock.lap("resume_s")
@@ -168,8 +171,7 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
     total = torch.zeros((), device=engine.device, dtype=torch.float64)
     for part in plan.ranks[rank]:
         batch = collate(data.encoded, part)
-        labels = torch.from_numpy(batch.labels).to(engine.device)
-        loss = engine(labels=labels, **model_inputs(batch, engine.module.model, engine.device))
+        loss = engine(**learnt(batch, engine.device), **model_inputs(batch, engine.module.model, engine.device))
         engine.backward(loss * (world_size / plan.response_tokens), scale_wrt_gas=False)
         total += loss.detach()
     torch.distributed.all_reduce(total)
@@ -202,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="builtin:smollm2-135m", help="a builtin name, a Hugging Face folder, or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="a new folder: hf/, train.parquet, and checkpoints while it runs")
     parser.add_argument("--seed", type=int, default=0, help="training seed")
+    parser.add_argument("--resume-from", type=Path, metavar="FOLDER", help="the checkpoints folder of this run on another number of ranks")
     parser.add_argument("--threads", type=int, help="CPU threads of a rank")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="what the config calls sft, e.g. budget='{response_tokens: 4096}'")
     given = parser.parse_intermixed_args(argv)
@@ -232,13 +235,13 @@ def _run(given: argparse.Namespace) -> None:
     cache = Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
     job = Job(resolve_model(given.model, cache), read_samples(given.dataset), sft, given.seed, device)
     with process_group(device):
-        run = run_fingerprint(
-            content=digest(job.samples["sample_id"].to_pylist()),
-            model=model_digest(job.model, cache),
-            sft=sft,
-            training_seed=given.seed,
-            device=device,
-        )
+        content, base = digest(job.samples["sample_id"].to_pylist()), model_digest(job.model, cache)
+
+        def name(world_size: int) -> str:
+            same = sft.model_copy(update={"world_size": world_size})
+            return run_fingerprint(content=content, model=base, sft=same, training_seed=given.seed, device=device)
+
+        run = name(sft.world_size)
         folder = CheckpointFolder(given.out / "checkpoints", run)
         about = {
             "run": run,
@@ -250,7 +253,10 @@ def _run(given: argparse.Namespace) -> None:
         def track(rows: list[dict[str, Any]]) -> Trackers:
             return open_trackers(sft.trackers, given.out / "tensorboard", run, about, rows)
 
-        trained = fine_tune(job, resume=folder.resume, checkpoint=folder.save, memory=free_memory(device), track=track)
+        elsewhere = given.resume_from if given.resume_from and not folder.whole() else None
+        resume = (lambda engine: load_other_world(engine, elsewhere, name)) if elsewhere else folder.resume
+        memory = free_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        trained = fine_tune(job, resume=resume, checkpoint=folder.save, memory=memory, track=track, universal=elsewhere is not None)
         export(trained.engine, job.model, given.out / "hf", sft, chat_template=trained.chat_template)
         if torch.distributed.get_rank() == 0:
             pq.write_table(trained.rows, given.out / "train.parquet")

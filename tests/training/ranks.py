@@ -31,16 +31,32 @@ def samples(count: int, *, longest: int = 12) -> pa.Table:
 
 
 def train(
-    model: Path, sft: dict[str, Any], *, count: int = 24, seed: int = 0, checkpoints: Path | None = None, out: Path | None = None
+    model: Path,
+    sft: dict[str, Any],
+    *,
+    count: int = 24,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    out: Path | None = None,
+    other_world: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train one job on the ranks that there are and return its losses, rows of a step and weights; with checkpoints, resume by them."""
+    """Train one job on the ranks that there are and return its losses, rows of a step and weights.
+
+    With checkpoints, resume by them; or by those of another number of ranks, which count as the same run.
+    """
     from training import checkpoint
     from training.config import SftConfig
     from training.sft import Job, fine_tune
 
-    job = Job(model, samples(count), SftConfig(**sft), seed, "cpu")
+    job = Job(model, samples(count), SftConfig(**sft), seed, device)
     folder = checkpoint.CheckpointFolder(checkpoints, "run") if checkpoints else None
-    trained = fine_tune(job, resume=folder.resume if folder else None, checkpoint=folder.save if folder else None)
+    if other_world is not None:
+        trained = fine_tune(
+            job, resume=lambda engine: checkpoint.load_other_world(engine, other_world, lambda ranks: "run"), universal=True
+        )
+    else:
+        trained = fine_tune(job, resume=folder.resume if folder else None, checkpoint=folder.save if folder else None)
     if out:
         checkpoint.export(trained.engine, model, out, job.sft)
     weights = checkpoint.consolidate(trained.engine)
@@ -51,14 +67,15 @@ def train(
     }
 
 
-def on_ranks(world_size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what `train` gives for each of the jobs on so many new processes."""
+def on_ranks(world_size: int, jobs: list[dict[str, Any]], device: str = "cpu") -> list[dict[str, Any]]:
+    """Return what `train` gives for each of the jobs on so many new processes, on CPUs or a GPU each."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "jobs").write_bytes(pickle.dumps(jobs))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+        environment["DS_ACCELERATOR"] = device
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, folder, str(rank), str(world_size)],
+                [sys.executable, __file__, folder, str(rank), str(world_size), device],
                 env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
                 stderr=subprocess.PIPE,
                 text=True,
@@ -81,7 +98,11 @@ SFT: dict[str, Any] = {
     "weight_decay": 0.1,
     "checkpoint_every": 2,
 }
-ZEROS: list[dict[str, Any]] = [*({"stage": stage} for stage in range(4)), {"stage": 2, "offload_optimizer": True}]
+ZEROS: list[dict[str, Any]] = [
+    *({"stage": stage} for stage in range(4)),
+    {"stage": 2, "offload_optimizer": True},
+    {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+]
 
 
 @dataclass(frozen=True)
@@ -120,18 +141,21 @@ def alone() -> None:
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
-def _main(folder: str, rank: int, world_size: int) -> None:
+def _main(folder: str, rank: int, world_size: int, device: str) -> None:
     import torch
 
     from training.engine import prepare_process
 
-    prepare_process("cpu", 1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    found = [train(**job) for job in pickle.loads(Path(folder, "jobs").read_bytes())]
+    prepare_process(device, 1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    found = [train(**job, device=device) for job in pickle.loads(Path(folder, "jobs").read_bytes())]
     if rank == 0:
         Path(folder, "found").write_bytes(pickle.dumps(found))
     torch.distributed.barrier()
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -23,19 +23,20 @@ def one_rank() -> None:
     alone()
 
 
-@pytest.fixture(scope="module")
-def plain(tiny_folder: Path) -> dict[str, Any]:
+def reference(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Return the losses and weights of plain PyTorch: one sample at a time, no packing, no DeepSpeed."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from training.engine import adamw
+    from training.engine import adamw, with_adapters
     from training.packing import assign
     from training.sft import Job, prepare_data
 
-    sft = SftConfig(**SFT)
-    data = prepare_data(Job(tiny_folder, samples(24), sft, 0, "cpu"), 1)
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).train()
+    sft = SftConfig(**values)
+    data = prepare_data(Job(folder, samples(24), sft, 0, "cpu"), 1)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    if sft.lora:
+        model = with_adapters(model, sft.lora, seed=0)
     optimizer = adamw(model, sft, "cpu")
     losses = []
     for step in data.steps:
@@ -50,12 +51,18 @@ def plain(tiny_folder: Path) -> dict[str, Any]:
             loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / step.response_tokens
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if sft.clip:
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], sft.clip)
         optimizer.step()
         losses.append(total)
     many_rows = all(len(assign(step.samples, np.array([len(one) for one in data.encoded]), 64, 1)[0]) > 2 for step in data.steps)
-    assert len(losses) == 5 and many_rows and losses[-1] < losses[0] - 0.1, "the reference itself must show something"
+    assert len(losses) == 5 and many_rows and losses[-1] < losses[0] - 0.01, "the reference itself must show something"
     return {"losses": losses, "weights": {name: p.detach().numpy() for name, p in model.named_parameters()}}
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_folder: Path) -> dict[str, Any]:
+    return reference(tiny_folder, SFT)
 
 
 def agree(found: dict[str, Any], wanted: dict[str, Any], tolerance: float, weights: float) -> None:
@@ -71,6 +78,19 @@ def test_one_rank_with_many_rows_is_plain_pytorch(tiny_folder: Path, plain: dict
     agree(train(tiny_folder, {**SFT, "row_tokens": 512, "gradient_checkpointing": True}), plain, 1e-6, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"clip": 0.05, "schedule": "linear"}, {"clip": None, "schedule": "constant"}, {"lora": {"rank": 4, "alpha": 8}, "lr": 3e-2}],
+    ids=["clipped, linear", "not clipped, constant", "adapters"],
+)
+def test_clipping_schedules_and_adapters_are_those_of_plain_pytorch(
+    tiny_folder: Path, plain: dict[str, Any], change: dict[str, Any]
+) -> None:
+    wanted, found = reference(tiny_folder, {**SFT, **change}), train(tiny_folder, {**SFT, **change})
+    agree(found, wanted, 2e-6, 2e-5)
+    assert max(abs(a - b) for a, b in zip(wanted["losses"], plain["losses"], strict=True)) > 1e-4, "the change must matter"
+
+
 def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(tiny_folder: Path, plain: dict[str, Any]) -> None:
     (four,) = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
     two = two_ranks(tiny_folder).whole
@@ -78,6 +98,16 @@ def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(t
     agree(two[0], plain, 1e-6, 1e-5)
     for found in two[1:]:
         agree(found, plain, 2e-6, 2e-5)
+
+
+def test_stage_3_never_has_the_whole_model_on_a_rank(tiny_folder: Path) -> None:
+    """Loading leaves placeholders of no elements; only rank 0 reads values, and gives each rank its share."""
+    from training.engine import load_model
+
+    model = load_model(tiny_folder, SftConfig(**SFT, zero={"stage": 3}), "fp32", seed=0)  # type: ignore[arg-type]
+    parameters: Any = list(model.parameters())
+    assert all(p.numel() == 0 and p.ds_tensor.numel() == p.ds_numel for p in parameters), "of one rank, the share is all"
+    assert sum(p.ds_numel for p in parameters) > 1e6
 
 
 def test_bf16_follows_fp32(tiny_folder: Path, plain: dict[str, Any]) -> None:
@@ -113,7 +143,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tiny_folder: Path, monk
     assert step >= 1 and all(data[0].sample_ids[i] in str(stopped.value) for i in data[0].steps[step].samples[:20])
 
 
-def test_what_cannot_be_trained_is_refused(tiny_folder: Path) -> None:
+def test_what_cannot_be_trained_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     from training.sft import Job, fine_tune
     from training.zero import DoesNotFit
 
@@ -121,8 +151,14 @@ def test_what_cannot_be_trained_is_refused(tiny_folder: Path) -> None:
         train(tiny_folder, {**SFT, "max_length": 8})
     with pytest.raises(UserError, match="sft.world_size=2, and there are 1 ranks"):
         train(tiny_folder, {**SFT, "world_size": 2})
-    with pytest.raises(DoesNotFit, match="this run does not fit"):
-        fine_tune(Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu"), memory=(1000, None))
+    no_weights = tmp_path / "config only"
+    no_weights.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (no_weights / name).write_bytes((tiny_folder / name).read_bytes())
+    with pytest.raises(DoesNotFit, match="this run does not fit"):  # before any weight is looked for
+        fine_tune(Job(no_weights, samples(24), SftConfig(**SFT), 0, "cpu"), memory=(1000, None))
+    with pytest.raises(UserError, match="can't be opened as a causal language model"):
+        fine_tune(Job(no_weights, samples(24), SftConfig(**SFT), 0, "cpu"))
 
 
 def test_overlong_samples_are_counted(tiny_folder: Path) -> None:
@@ -162,7 +198,9 @@ def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["steps"] == pq.read_table(tmp_path / "out" / "train.parquet").num_rows == 2
-    assert "loss" in done.stderr and "tokens/s" in done.stderr
+    assert "loss" in done.stderr and "tokens/s, MFU" in done.stderr and " s left" in done.stderr
+    assert "parameters, 1.6M learn, on 2 ranks: parameters" in done.stderr and "response tokens in" in done.stderr
+    assert list((tmp_path / "out" / "tensorboard").glob("events*"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "hf").num_parameters() > 0
     assert not (tmp_path / "out" / "checkpoints").exists()
 
