@@ -135,7 +135,7 @@ def _needed(levels: Sequence[float], given: argparse.Namespace, sigma: float, fo
     lines = []
     for what, value in cases:
         try:
-            seeds = seeds_needed(given.change, levels, value, given.alpha, given.power)
+            seeds = seeds_needed(given.change, levels, value, given.alpha, given.power, blocked=len(set(levels)) == len(levels))
         except ValueError as error:
             raise ConfigError(f"--change {given.change:g}: {error}") from None
         lines.append(f"A change of {given.change:g} needs {seeds} seeds, {seeds * len(levels)} runs a strategy{what}.")

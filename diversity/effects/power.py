@@ -93,8 +93,10 @@ def power_of(change: float, levels: ArrayLike, sigma: float = 1.0, alpha: float 
     return float(stats.nct.sf(critical, n - 2, shift) + stats.nct.cdf(-critical, n - 2, shift))
 
 
-def seeds_needed(change: float, levels: ArrayLike, sigma: float = 1.0, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Return how many seeds of each level find the change; `levels` are those of one seed.
+def seeds_needed(
+    change: float, levels: ArrayLike, sigma: float = 1.0, alpha: float = 0.05, power: float = 0.8, *, blocked: bool = False
+) -> int:
+    """Return how many seeds of each level find the change; `levels` are those of one seed, `blocked` gives each seed an intercept.
 
     Raises:
         ValueError: the change is 0, all levels are equal, or a million seeds are not enough.
@@ -104,7 +106,7 @@ def seeds_needed(change: float, levels: ArrayLike, sigma: float = 1.0, alpha: fl
         raise ValueError("a change of 0 is found by no number of seeds")
     seeds = 1 if len(once) > 2 else 2
     while seeds < 1_000_000:
-        if detectable_change(np.tile(once, seeds), sigma, alpha, power) <= abs(change):
+        if detectable_change(np.tile(once, seeds), sigma, alpha, power, seeds if blocked else 1) <= abs(change):
             return seeds
         seeds += max(1, seeds // 100)
     raise ValueError(f"a change of {change} at sigma {sigma} needs more than a million seeds")

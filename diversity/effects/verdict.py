@@ -129,7 +129,7 @@ def _without_level_0(row: Row, without: Row | None) -> str:
     same = (without["estimate"] > 0) == (row["estimate"] > 0)
     if same and not without["low"] <= 0 <= without["high"]:
         return f"It holds without level 0 ({change})."
-    return f"Without level 0 it is not shown ({change}): it may be level 0 alone that differs."
+    return f"Without level 0 the interval holds zero or turns ({change}): the effect may rest on level 0 alone."
 
 
 def _tests(row: Row) -> str:

@@ -139,6 +139,7 @@ def _cell_row(cell: Cell, dataset: Artifact, manifest: Mapping[str, Any]) -> dic
     tokens = {f"{side}_tokens": manifest["tokens"][side] for side in SIDES}
     return {
         **cell.describe(),
+        "size": cell.size or samples,  # the whole corpus has a size once it is known
         **tokens,
         "cell": cell.name,
         "samples": samples,

@@ -23,8 +23,8 @@ from diversity.effects.paper import MODEL, paper_correlations, paper_points, pap
 from ray_jobs.report import svg
 from ray_jobs.report.figures import Panel, figure, level_axis, size_colours
 from ray_jobs.report.page import page_parts
-from ray_jobs.report.score_plots import draw_scores
-from ray_jobs.report.svg import INK, MUTED, SETTINGS, SURFACE
+from ray_jobs.report.score_plots import draw_scores, draw_series
+from ray_jobs.report.svg import CATEGORIES, INK, MUTED, SETTINGS, SURFACE
 
 LIMITS = (43.5, 67.5)
 SIZE = (940, 600)
@@ -120,6 +120,33 @@ def panels() -> list[Panel]:
     return found
 
 
+def ablations() -> list[Panel]:
+    """Return response-micro beside its other arms: length held near 500 tokens, words for tokens, other base models."""
+    free = [row for row in points("response-micro") if row["size"] == 10000]
+    groups = {
+        "length held fixed": {"as chosen": free, "about 500 tokens": points("response-micro", "length-window")},
+        "unit": {"the model's tokens": free, "words": points("response-micro@word")},
+        "base model": {name: points("response-micro", model=name) for name in (MODEL, "Llama-2-70B", "Llama-3-8B")},
+    }
+    groups["base model"][MODEL] = free
+    return [_ablation(title, arms) for title, arms in groups.items()]
+
+
+def _ablation(title: str, arms: dict[str, list[dict[str, Any]]]) -> Panel:
+    titles: dict[str, list[str]] = {}
+    colours = dict(zip(arms, CATEGORIES, strict=False))
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(50, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        for i, (name, rows) in enumerate(arms.items()):
+            titles.update(draw_series(axes, [{**row, "cell": f"{name}, {row['cell']}"} for row in rows], colours[name], f"arm-{i}"))
+        axes.set_ylabel("score")
+        level_axis(axes)
+
+    picture = figure(draw, f"paper-{title}", f"Score against level of response-micro by {title}", titles)
+    return Panel(title, picture, legend=[(name, svg.VARIABLES[colour]) for name, colour in colours.items()])
+
+
 def _draw(axes: Axes, strategy: str, colours: dict[int, str]) -> dict[str, list[str]]:
     rows = points(strategy)
     axes.axhline(50, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -142,6 +169,7 @@ def page() -> str:
     checked = [row for row in series_rows() if not row.remark]
     return page_parts("paper.html.j2").render(
         panels=panels(),
+        ablations=ablations(),
         series=series_rows(),
         checked=len(checked),
         worst=max(abs(row.slope.estimate - row.published) for row in checked),

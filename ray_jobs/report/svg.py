@@ -55,7 +55,7 @@ DARK = {
     "rule": "#343a40",
     "surface": "#16191c",
     "other": "#5a636b",
-    "series-1": "#2f6199",
+    "series-1": "#4273ac",
     "series-2": "#5d9ddb",
     "series-3": "#b5d7f5",
     "series-4": "#d6eafb",

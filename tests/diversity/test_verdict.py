@@ -26,7 +26,7 @@ def test_an_effect_of_level_0_alone_is_called_that():
     generator = np.random.default_rng(29)
     rows = [result("response-micro", x, (3 if x == 0 else 2) + generator.normal(0, 0.05), seed=s) for x in LEVELS for s in range(3)]
     found = verdict(effects_table(table(rows)))[0]
-    assert found.claim == "better" and "level 0 alone" in found.text
+    assert found.claim == "better" and "rest on level 0" in found.text
 
 
 @settings(max_examples=60, deadline=None)

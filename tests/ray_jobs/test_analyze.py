@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,13 @@ def add_profile(context, typing):
     context.index.add("profile", typing, artifact)
 
 
+def add_peel(context, typing):
+    labels = [f"tag <{i}>" for i in range(40)]
+    artifact = context.storage.artifact("peel", f"k-{typing}").begin()
+    artifact.write(pa.table({"label": labels, "position": list(range(40, 0, -1)), "df": list(range(100, 140))}))
+    context.index.add("peel", typing, artifact.seal({}))
+
+
 def page_of(context):
     return context.storage.read_bytes("experiments/made-up/report/index.html").decode()
 
@@ -125,6 +133,29 @@ def test_partial_scores_from_seals_to_the_report(tmp_path, capsys):
     assert '"root":"../../../"' in page and '"datasets/d-response-micro_n1000_l000_s0"' in page
     sealed = context.storage.read_bytes(f"{index.get('report').path}/index.html").decode()
     assert sealed.replace('"root":"../../"', '"root":"../../../"') == page
+
+
+def test_types_by_label_and_not_where_no_text_may_be_shown(tmp_path):
+    context = context_of(tmp_path, FEW)
+    build(context)
+    add_peel(context, "response-meso")
+    analyze.run(context)
+    page = page_of(context)
+    kept, dropped, largest = re.findall(r"<ul>(.*?)</ul>", page)
+    assert kept.startswith("<li>tag &lt;39&gt; ") and dropped.startswith("<li>tag &lt;0&gt; ") and largest.startswith("<li>tag &lt;39&gt; ")
+    assert kept.count("<li>") == 24 and "response-meso: 40 types" in page
+    silent = context_of(tmp_path, FEW, samples="false")
+    analyze.run(silent)
+    assert "tag &lt;" not in page_of(silent)
+
+
+def test_the_verdict_is_printed_and_sealed(tmp_path, capsys):
+    context = context_of(tmp_path, FEW)
+    build(context, {cell.name for cell in context.experiment.cells})
+    analyze.run(context)
+    told, sealed = capsys.readouterr().out.splitlines(), context.index.get("results").manifest["verdict"]
+    assert [line.split(": ")[0] for line in sealed] == ["response-micro, 1,000 samples"] * 2 + ["best of 1,000 samples"]
+    assert all(line in told for line in sealed)
 
 
 def test_links_lead_from_the_page_to_the_dataset(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diversity.artifact import Storage
-from diversity.effects import detectable_change, ols
+from diversity.effects import detectable_change, ols, seeds_needed
 from diversity.effects.comparing import compare_arms, compare_cells
 from diversity.effects.power import scatter
 from ray_jobs import compare, power
@@ -64,6 +64,9 @@ def test_blocks_cost_degrees_of_freedom_as_in_the_analysis():
     x = np.tile(LEVELS, seeds)
     change = detectable_change(x, 0.5, blocks=seeds)
     assert change > detectable_change(x, 0.5)
+    for wanted in (1.0, 2.0):
+        needed = seeds_needed(wanted, LEVELS, blocked=True)
+        assert detectable_change(LEVELS * needed, blocks=needed) <= wanted < detectable_change(LEVELS * (needed - 1), blocks=needed - 1)
     blocks = np.repeat(range(seeds), 7)
     found = np.mean([ols(x, change * x + generator.normal(0, 0.5, 21), blocks).p < 0.05 for _ in range(1500)])
     assert found == pytest.approx(0.8, abs=0.035)
@@ -99,7 +102,7 @@ def test_two_pilots_are_pooled_within_themselves(tmp_path, capsys):
 def test_power_without_a_pilot(capsys):
     assert power.main(["--sigma", "1", "--levels", "0,1", "--seeds", "1", "5", "--change", "1.33"]) == 0
     told = capsys.readouterr().out
-    assert "too few runs for a slope" in told and "A change of 1.33 needs 10 seeds, 20 runs a strategy." in told
+    assert "too few runs for a slope" in told and "A change of 1.33 needs 11 seeds, 22 runs a strategy." in told
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from ray_jobs.report import ReportConfig, figures, paper, plots, score_plots, svg
+from ray_jobs.report import ReportConfig, arms, figures, paper, plots, score_plots, svg
 from ray_jobs.report.page import ReportData, linked, render
 from tests.ray_jobs import made_up
 
@@ -132,19 +130,6 @@ def test_an_experiment_without_anything_but_datasets():
     assert "nothing was trained" in page and "Types covered" not in page
 
 
-def test_size_of_a_large_grid():
-    """The list of 10,000 cells has room in a report of 6 MB beside its pictures."""
-    grid = made_up.cells((1000,), levels=7, seeds=range(233))
-    tables = made_up.tables(grid, scored=lambda cell: cell.subset_seed == 0)
-    from diversity.effects import EFFECTS_SCHEMA
-
-    cells, coverage, sources, results, _ = tables
-    data = ReportData("large", None, [], cells, coverage, sources, results, EFFECTS_SCHEMA.empty_table(), planned=len(grid))
-    page = render(data)
-    assert cells.num_rows > 10000
-    assert len(page.encode()) < 6e6
-
-
 def test_the_configuration():
     assert ReportConfig().samples and ReportConfig().note is None
 
@@ -233,6 +218,61 @@ def test_numbers_in_labels_are_not_rounded_away():
     assert "1.2345 of 2.5000" in picture and "0.123456" not in picture
 
 
+def test_controls_and_units_of_a_strategy_share_a_panel():
+    from dataclasses import replace
+
+    grid = [cell for cell in made_up.cells((1000,), levels=3) if cell.strategy in ("response-micro", "response-meso")]
+    mine = [cell for cell in grid if cell.strategy == "response-micro"]
+    grid += [replace(cell, control="length-quota") for cell in mine] + [replace(cell, strategy="response-micro@word") for cell in mine]
+    _, _, _, results, _ = made_up.tables(grid)
+    (panel,) = arms.arm_panels(results, score_plots.scores(results)[0])
+    assert panel.title == "response-micro, 1,000 samples"
+    names = [name for name, _ in panel.legend]
+    assert names == ["response-micro", "response-micro, length-quota", "response-micro@word"]
+    assert panel.svg.count("<title>") == 9
+
+
+def test_many_runs_are_drawn_as_the_means_of_their_levels():
+    rows = [{"cell": f"c{i}", "level": i % 2, "value": float(i), "se": 0.1} for i in range(2 * score_plots.MANY_POINTS)]
+    low, high = score_plots.thinned(rows, "level")
+    values = [row["value"] for row in rows if row["level"] == 1]
+    assert (high["value"], high["se"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert low["hover"].startswith(f"{score_plots.MANY_POINTS} runs at level 0%, e.g. c0: ")
+    assert score_plots.thinned(rows[:5], "level") == rows[:5]
+
+
+# ---- what is said
+
+
+def test_the_verdict_stands_first_and_is_that_of_the_effects(demo_page, full_page):
+    from diversity.effects import verdict
+
+    data = made_up.report_data(made_up.cells((1000,), levels=4, seeds=(0, 1)), bootstraps=0)
+    statements, page = verdict(data.effects), html.unescape(render(data))
+    assert {statement.kind for statement in statements} == {"slope", "contrast", "best"}
+    assert all(statement.text in page and statement.subject in page for statement in statements)
+    assert page.index('id="verdict"') < page.index('id="tokens"')
+    without = data.effects.set_column(data.effects.schema.get_field_index("primary"), "primary", pa.array([False] * data.effects.num_rows))
+    assert 'id="verdict"' not in render(type(data)(**{**vars(data), "effects": without}))
+
+
+def test_effects_are_listed(full_page):
+    for title in (
+        "More diverse against the baselines",
+        "Slopes against each other",
+        "All sizes together",
+        "others held fixed",
+        "runs scatter",
+    ):
+        assert title in full_page
+    assert "response-micro at 100% − random" in full_page and "instruction-macro − instruction-meso" in full_page
+
+
+def test_types_are_shown_by_their_labels(demo_page, few):
+    assert "bird &lt;song&gt;" in demo_page and "response-meso: 5,607 types" in demo_page
+    assert "What the types are" not in render(type(few)(**{**vars(few), "types": []}))
+
+
 # ---- the paper's points
 
 
@@ -254,100 +294,3 @@ def test_the_papers_page_says_what_was_checked():
     assert sum(not row.remark for row in rows) == 11
     assert [(row.strategy, row.size) for row in rows if row.remark == "markers and table disagree"] == [("response-meso", 20000)]
     assert "11 of the series" in paper.page()
-
-
-# ---- in a browser
-
-
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("needs chromium to open the report")
-
-
-def opened(page: str, folder: Path, script: str = "") -> tuple[str, list[str], list[str]]:
-    """Return the DOM, the console's lines and the addresses asked for, after a headless browser has opened the page."""
-    path = folder / "page.html"
-    path.write_text(f"<script>{script}</script></body>".join(page.rsplit("</body>", 1)), "utf-8")
-    log = folder / "net.json"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    flags += [
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-default-apps",
-        "--disable-extensions",
-        "--enable-logging=stderr",
-    ]
-    flags += [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", "--window-size=1200,900", "--virtual-time-budget=3000"]
-    done = subprocess.run([chromium(), *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    asked = re.findall(
-        r'"initiator":"(?!not an origin)[^\n]*?"url":"(https?://[^"]+)"', log.read_text("utf-8")
-    )  # the page's, not the browser's
-    return done.stdout, console, asked
-
-
-def test_it_opens_without_error_or_request(demo_page, full_page, tmp_path):
-    for i, page in enumerate((demo_page, full_page, paper.page())):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        _, console, asked = opened(page, folder)
-        assert console == [] and asked == []
-
-
-def test_a_fault_in_the_page_would_be_seen(demo_page, tmp_path):
-    faulty = demo_page.replace("</main>", '<img src="http://127.0.0.1:9/x.png"></main>')
-    _, console, asked = opened(faulty, tmp_path, "undefinedFunction();")
-    assert any("undefinedFunction" in line for line in console) and "http://127.0.0.1:9/x.png" in asked
-
-
-INTERACT = """
-const rows = () => [...document.querySelectorAll('#table tbody tr')].map((row) => row.cells[0].textContent);
-const heads = () => [...document.querySelectorAll('#table th button')];
-const found = { all: rows().length, link: document.querySelector('#table a').getAttribute('href') };
-const filter = document.getElementById('filter');
-filter.value = 'RESPONSE-micro l0';
-filter.dispatchEvent(new Event('input'));
-found.filtered = rows();
-heads()[0].click();
-heads()[0].click();
-found.descending = rows();
-found.sort = heads()[0].parentElement.ariaSort;
-filter.value = '';
-filter.dispatchEvent(new Event('input'));
-heads()[heads().length - 1].click();
-found.scored = rows().slice(0, 4);
-document.body.replaceChildren(JSON.stringify(found));
-"""
-
-
-def test_the_list_sorts_and_filters(demo_page, tmp_path):
-    dom, console, _ = opened(demo_page, tmp_path, INTERACT)
-    found = json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, re.DOTALL)[1]))
-    assert console == [] and found["all"] == 43
-    assert found["link"] == "../../datasets/instruction-macro_n1000_l000_s0/"
-    levels = ["000", "016", "033", "050", "066", "083"]
-    assert found["filtered"] == [f"response-micro_n1000_l{level}_s0" for level in levels]
-    assert found["descending"] == found["filtered"][::-1] and found["sort"] == "descending"
-    assert set(found["scored"]) == TRAINED  # cells without a score come last
-
-
-PHONE = """
-window.addEventListener('load', () => {
-  const inside = document.querySelector('iframe').contentDocument.documentElement;
-  const heights = [...inside.querySelectorAll('svg text')].map((text) => text.getBoundingClientRect().height).filter((h) => h > 0);
-  const found = { room: inside.clientWidth, width: inside.scrollWidth, shortest: Math.min(...heights), texts: heights.length };
-  document.body.replaceChildren(JSON.stringify(found));
-});
-"""
-
-
-def test_it_is_readable_on_a_phone(full_page, tmp_path):
-    frame = f'<iframe style="width: 360px; height: 700px; border: 0" srcdoc="{html.escape(full_page)}"></iframe>'
-    dom, _, _ = opened(f"<!doctype html><html><body>{frame}</body></html>", tmp_path, PHONE)
-    found = json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, re.DOTALL)[1]))
-    assert found["width"] <= found["room"] <= 360  # nothing sticks out; wide tables scroll inside
-    assert found["texts"] > 100 and found["shortest"] >= 7
