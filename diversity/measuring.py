@@ -6,7 +6,6 @@ figure there is, by default, one over as many tokens (for embeddings, samples) a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from diversity.artifact import MANIFEST
+from diversity.artifact import MANIFEST, Artifact, Storage
 from diversity.cell import SIDES
 from diversity.config import ConfigError, near_matches
 from diversity.corpora.files import ReadError, filesystem_of
 from diversity.corpora.inputs import read_corpus
+from diversity.dataset import read as read_sealed
 from diversity.encoders import Encoder
 from diversity.metrics import METRICS, METRICS_SCHEMA, PAPER_METRICS, Sequences, measure
 from diversity.samples import CorpusConfig
@@ -69,18 +69,28 @@ def read_dataset(path: str, columns: dict[str, str] | None = None, max_rejected:
 def _sealed(path: str) -> Measured | None:
     """Return the samples of a sealed folder, or None where the path is none."""
     filesystem, inside = filesystem_of(path)
-    manifest = f"{inside.rstrip('/')}/{MANIFEST}"
-    if filesystem.get_file_info(manifest).type != pafs.FileType.File:
+    if filesystem.get_file_info(f"{inside.rstrip('/')}/{MANIFEST}").type != pafs.FileType.File:
         return None
-    with filesystem.open_input_stream(manifest, compression=None) as stream:
-        described = json.loads(stream.read())
-    selector = pafs.FileSelector(f"{inside.rstrip('/')}/data", allow_not_found=True)
-    parts = sorted(info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".parquet"))
-    if not parts or not set(SIDES) <= set(pq.read_schema(parts[0], filesystem=filesystem).names):
-        raise ReadError(f"{path}: a sealed folder of kind {described.get('kind')!r}, which holds no samples to measure")
-    table = pa.concat_tables([pq.read_table(part, columns=list(SIDES), filesystem=filesystem) for part in parts])
-    cell = described.get("cell")
-    return Measured(path, table, _cell_note(cell) if isinstance(cell, dict) else "")
+    artifact = _artifact(path if "://" in path else inside)
+    manifest = artifact.manifest
+    if manifest.get("materialised", True) and not set(SIDES) <= _columns(artifact):
+        raise ReadError(f"{path}: a sealed folder of kind {artifact.kind!r}, which holds no samples to measure")
+    cell = manifest.get("cell")
+    return Measured(path, read_sealed(artifact, SIDES), _cell_note(cell) if isinstance(cell, dict) else "")
+
+
+def _artifact(uri: str) -> Artifact:
+    """Return the artifact whose folder this is: `<storage>/<kind>/<fingerprint>`, with the options of a URI behind."""
+    folder, question, options = uri.partition("?")
+    *storage, kind, fingerprint = folder.rstrip("/").split("/")
+    return Artifact(Storage("/".join(storage) + question + options), kind, fingerprint)
+
+
+def _columns(artifact: Artifact) -> set[str]:
+    """Return the columns of an artifact's data; none where it has none."""
+    filesystem, _ = artifact.storage.filesystem()
+    parts = artifact.parts()
+    return set(pq.read_schema(parts[0], filesystem=filesystem).names) if parts else set()
 
 
 def _cell_note(cell: dict[str, object]) -> str:

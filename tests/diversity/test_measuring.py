@@ -127,6 +127,13 @@ def test_files_and_sealed_folders_are_read(tmp_path: Path):
     again = read_dataset(sealed.uri)
     assert again.samples["response"].to_pylist() == one.samples["response"].to_pylist()
     assert again.note == "strategy random, size 20, control none"
+    corpus = Storage(str(tmp_path / "runs")).artifact("corpus", "c0de").begin()
+    corpus.write(one.samples)
+    corpus.seal({})
+    picks = Storage(str(tmp_path / "runs")).artifact("datasets", "abba").begin()
+    picks.write(pa.table({"sample_id": one.samples["sample_id"].take([2, 5]), "row": [2, 5], "chosen_for": [-1, -1]}))
+    picks.seal({"materialised": False, "made_from": {"corpus": "corpus/c0de"}})
+    assert read_dataset(picks.uri).samples["response"].to_pylist() == one.samples["response"].take([2, 5]).to_pylist()
     profile = Storage(str(tmp_path / "runs")).artifact("profile", "beef").begin()
     profile.write(pa.table({"sample_id": ["a"], "types": [[1]]}))
     profile.seal({})

@@ -28,7 +28,7 @@ from ray_jobs.runtime import Context, cache_folder
 from training.model_source import resolve_model
 
 BAND = BandConfig(low=3, high=400)
-TYPINGS = ["instruction-micro", "response-micro", "response-micro@word"]
+TYPINGS = ["response-micro", "response-micro@word"]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,7 @@ def same(found: dict[str, Artifact], expected: dict[str, dict[str, pa.Table]]) -
 def test_two_workers_and_fifty_parts(
     expected: dict[str, dict[str, pa.Table]], table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile_corpus, "_span_rows", lambda context, n: 11)
-    monkeypatch.setattr(profile_corpus, "SPANS_A_TASK", 5)
+    monkeypatch.setattr(profile_corpus, "_span_rows", lambda context, n: 25)
     found = profiled(tmp_path, table, 50, TYPINGS, "resources.data_workers=2")
     assert same(found, expected)
 
@@ -113,13 +112,13 @@ def test_a_killed_worker_costs_nothing_but_its_span(
 
         def _work(self, span: int, rows: pa.Table) -> None:
             del rows
-            if span == 20 and not os.path.exists(self.flag):
+            if span == 9 and not os.path.exists(self.flag):
                 with open(self.flag, "w") as stream:
                     stream.write(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     real = profile_corpus._works
-    monkeypatch.setattr(profile_corpus, "_span_rows", lambda context, n: 11)
+    monkeypatch.setattr(profile_corpus, "_span_rows", lambda context, n: 25)
     monkeypatch.setattr(
         profile_corpus,
         "_works",
