@@ -16,6 +16,7 @@ from diversity.config import Config, ConfigError, near_matches
 SIDES = ("instruction", "response")
 GRANULARITIES = ("macro", "meso", "micro")
 TYPINGS = tuple(f"{side}-{granularity}" for side in SIDES for granularity in GRANULARITIES)
+FULL = "full-corpus"  # the strategy that leaves nothing out; on request, and once in a grid
 CONTROLS = ("none", "length-window", "length-quota", "source-quota", "tokens")
 
 
@@ -25,7 +26,7 @@ class Cell:
 
     Attributes:
         strategy: how samples are chosen, e.g. `response-micro`, `response-micro@word`, `random`.
-        size: how many samples, exactly.
+        size: how many samples, exactly; 0 is the whole corpus, whose size is known once it is sealed.
         level: nominal diversity as an exact fraction in [0, 1]; None where the strategy has no dial.
         subset_seed: seed of every random order in the choice.
         control: what is held fixed beside the size.
@@ -39,10 +40,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return `<strategy>_n<size>[_l<3-digit label>]_s<subset_seed>[_<control>]`; the label is floor(100 level)."""
+        """Return `<strategy>_n<size>[_l<3-digit label>]_s<subset_seed>[_<control>]`; the label is floor(100 level), size 0 is `all`."""
         level = "" if self.level is None else f"_l{100 * self.level.numerator // self.level.denominator:03d}"
         control = "" if self.control == "none" else f"_{self.control}"
-        return f"{self.strategy}_n{self.size}{level}_s{self.subset_seed}{control}"
+        return f"{self.strategy}_n{self.size or 'all'}{level}_s{self.subset_seed}{control}"
 
     @property
     def typing(self) -> str | None:
@@ -84,6 +85,7 @@ class GridConfig(Config):
     """Which cells there are: every strategy at every size, level, subset seed and control.
 
     Attributes:
+        full_corpus: one more cell, `full-corpus_nall_s0`: everything there is, to compare what was chosen with.
         random_quota_from: the typed strategy whose quotas `random` takes under a control by quota.
         length_window: the response lengths, in the model's tokens, of the corpus that the control `length-window` derives, both ends
             included; null: the window [a, 2a] that holds most samples.
@@ -95,6 +97,7 @@ class GridConfig(Config):
     levels: int | list[Fraction] = 7
     subset_seeds: list[int] = Field(default=[0], min_length=1)
     controls: list[str] = Field(default=["none"], min_length=1)
+    full_corpus: bool = False
     random_quota_from: str = "response-micro"
     length_window: tuple[int, int] | None = None
     train: list[str] | None = None
@@ -164,6 +167,8 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
         levels = grid.fractions if is_typing(strategy) or has_level[strategy] else [None]
         for level, seed, control in itertools.product(levels, grid.subset_seeds, grid.controls):
             cells.append(Cell(strategy, size, level, seed, control))
+    if grid.full_corpus:
+        cells.append(Cell(FULL, 0, None))
     by_name: dict[str, Cell] = {}
     for cell in cells:
         if (other := by_name.setdefault(cell.name, cell)) is not cell:

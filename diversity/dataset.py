@@ -152,8 +152,9 @@ def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None =
         DatasetError: rows that are out of order, repeated, altered, or foreign; another size; another coverage.
     """
     ids = id_array(table.column("sample_id"))
-    if cell.control != "tokens" and len(ids) != cell.size:
-        raise DatasetError(f"{cell.name}: {len(ids)} samples instead of {cell.size}")
+    wanted = cell.size or len(corpus.ids)
+    if cell.control != "tokens" and len(ids) != wanted:
+        raise DatasetError(f"{cell.name}: {len(ids)} samples instead of {wanted}")
     if len(ids) > 1 and not (ids[:-1] < ids[1:]).all():
         raise DatasetError(f"{cell.name}: sample ids are not ascending and unique")
     rows = corpus.rows(ids)

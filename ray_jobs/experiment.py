@@ -75,6 +75,8 @@ class ResourcesConfig(Config):
         max_cpus: cores of the cluster at its full autoscaled size; None reads what it has now.
         max_gpus: GPUs of the cluster at its full autoscaled size; None reads what it has now.
         wait_s: seconds to wait for resources before giving up with exit code 3.
+        price_per_gpu_hour: for the cost in a sweep's plan, in any currency; None says none.
+        price_per_cpu_hour: likewise, where runs have no GPU.
         shared_storage: says that a local storage path is the same folder on every node; a probe file proves it.
     """
 
@@ -88,6 +90,8 @@ class ResourcesConfig(Config):
     max_cpus: float | None = Field(default=None, gt=0)
     max_gpus: float | None = Field(default=None, gt=0)
     wait_s: float = Field(default=600, ge=0)
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    price_per_cpu_hour: float | None = Field(default=None, ge=0)
     shared_storage: bool = False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray.job_config import JobConfig
@@ -65,5 +66,6 @@ def left_behind(storage: str, experiment: str) -> Iterator[str]:
 def ended_jobs(wanted: str) -> set[str]:
     """Return the ids of the jobs with a mark that the cluster reports as ended."""
     # The jobs API tells the metadata of a submission, not of its driver; the control store knows both of every job.
-    jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info()
+    worker: Any = ray._private.worker.global_worker
+    jobs = worker.gcs_client.get_all_job_info()
     return {job.hex() for job, info in jobs.items() if info.is_dead and info.config.metadata.get(MARK) == wanted}

@@ -6,6 +6,7 @@ it. Sealed runs are entered into the index from their seals; the others are tria
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import defaultdict
@@ -20,6 +21,7 @@ from diversity.artifact import MANIFEST, Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, placement, profile_corpus, trials
+from ray_jobs.estimate import Speed, estimate
 from ray_jobs.runtime import Context, cache_folder, main
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
@@ -28,6 +30,7 @@ from training.ray_worker import Task, has_weights, remove_weights
 logger = logging.getLogger(__name__)
 
 SCORES_VERSION = 2
+PLAN_LINES = 20  # of a plan that are logged before it is followed; --dry-run prints all
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,9 @@ def plan(context: Context) -> Iterator[str]:
     yield f"{len(cells)} cells x {len(seeds)} training seeds = {len(every)} runs, {len(every) - len(left)} sealed, {len(left)} to do"
     demand = trials.Demand.of(experiment.sft, experiment.resources, every[0].task.device)
     yield f"a run asks for {demand}"
-    tokens = sum(_response_tokens(run) for run in left)
-    speeds = [run.task.model.manifest["response_tokens"] / run.task.model.manifest["train_s"] for run in every if run.task.model.sealed]
-    hours = f", {tokens / (sum(speeds) / len(speeds)) / 3600:.2f} hours of training by the speed of sealed runs" if speeds and left else ""
-    yield f"{tokens:,} response tokens to train on{hours}"
+    speed = Speed.of([(run.task.model, run.task.scores) for run in every if run.task.model.sealed])
+    cpus, gpus = _full_size(context)
+    yield from estimate([_response_tokens(run) for run in left], speed, demand, experiment.resources, cpus=cpus, gpus=gpus)
     for run in left:
         gone = run.task.model.sealed and not has_weights(run.task.model)
         yield f"{run.task.run} {', '.join(run.keys)}{': its weights are gone, it would be trained again' if gone else ''}"
@@ -154,9 +156,17 @@ def plan(context: Context) -> Iterator[str]:
 
 def _response_tokens(run: Run) -> int:
     """Return about how many response tokens a run trains on."""
-    if run.task.model.sealed:
+    if run.task.model.sealed and has_weights(run.task.model):
         return 0
     return run.task.sft.budget.tokens(run.task.dataset.manifest["tokens"]["response"])
+
+
+def _full_size(context: Context) -> tuple[float, float]:
+    """Return CPUs and GPUs of the cluster at its full size: as `resources` says, else what it has; 0 where neither is known."""
+    limits = context.experiment.resources
+    own = not (limits.address or os.environ.get("RAY_ADDRESS"))
+    has = ray.cluster_resources() if ray.is_initialized() else {"CPU": limits.num_cpus or os.cpu_count() or 0} if own else {}
+    return limits.max_cpus or has.get("CPU", 0), limits.max_gpus if limits.max_gpus is not None else has.get("GPU", 0)
 
 
 def run(context: Context) -> None:
@@ -164,7 +174,8 @@ def run(context: Context) -> None:
     experiment = context.experiment
     if heldout_asked := experiment.evaluation.heldout:
         context.require(heldout.heldout_artifact(context), "heldout")
-    logger.info("sweep: %s", "; ".join(plan(context)))
+    for line in itertools.islice(plan(context), PLAN_LINES):
+        logger.info("sweep: %s", line)
     every = runs(context)
     _enter(context, every)
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
@@ -181,12 +192,9 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     context.connect()
     placement.release_left_behind(storage.uri, experiment.experiment)
     demand = trials.Demand.of(experiment.sft, experiment.resources, left[0].task.device)
-    has = ray.cluster_resources()
-    limits = experiment.resources
-    concurrent = trials.concurrent_runs(
-        demand, cpus=limits.max_cpus or has.get("CPU", 0), gpus=limits.max_gpus if limits.max_gpus is not None else has.get("GPU", 0)
-    )
-    trials.wait_for_one(demand, limits.wait_s)
+    cpus, gpus = _full_size(context)
+    concurrent = trials.concurrent_runs(demand, cpus=cpus, gpus=gpus)
+    trials.wait_for_one(demand, experiment.resources.wait_s)
     tasks = {one.task.run: one.task for one in every}
     name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every], demand, concurrent)
     try:

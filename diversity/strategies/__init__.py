@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from diversity.cell import Cell, GridConfig, is_typing
+from diversity.cell import FULL, Cell, GridConfig, is_typing
 from diversity.config import Config, ConfigError, UserError, load, near_matches
 from diversity.controls import Control, make_control
 from diversity.fill import Objective
@@ -241,6 +241,8 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
         ConfigError: no such strategy, or one that does not obey the cell's control.
         InfeasibleSize: it can't be had; the message says what can.
     """
+    if cell.strategy == FULL:
+        return untyped(np.arange(inputs.n), inputs.n)
     if not is_typing(cell.strategy) and cell.strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {cell.strategy!r}{near_matches(cell.strategy, STRATEGIES)}")
     refuse_control(cell)

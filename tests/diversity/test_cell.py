@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from diversity.cell import TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
+from diversity.cell import FULL, TYPINGS, Cell, GridConfig, expand, is_typing, trained, typing_parts
 from diversity.config import ConfigError, parse
 
 DIALS = {"random": False, "longest": False, "deita": True}
@@ -79,3 +79,11 @@ def test_training_patterns() -> None:
 def test_typings() -> None:
     assert typing_parts("response-micro@o200k_base") == ("response", "micro", "o200k_base")
     assert is_typing("instruction-macro") and not is_typing("instruction-macro@x") and not is_typing("response-micro@")
+
+
+def test_the_whole_corpus_is_one_cell_on_request_whatever_the_axes() -> None:
+    axes = {"strategies": ["random"], "sizes": [10, 20], "subset_seeds": [0, 1], "controls": ["none", "tokens"]}
+    cells = expand(parse(GridConfig, {**axes, "full_corpus": True}), {"random": False})
+    assert [cell for cell in cells if cell.strategy == FULL] == [Cell(FULL, 0, None)] and cells[-1].name == "full-corpus_nall_s0"
+    assert cells[:-1] == expand(parse(GridConfig, axes), {"random": False})
+    assert trained(cells, ["full-*"]) == [cells[-1]]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from diversity.cell import Cell
+from diversity.cell import FULL, Cell
 from diversity.dataset import DATASET_SCHEMA, Corpus, DatasetError, check, content_hash, id_array
 from diversity.incidence import Incidence
 from diversity.samples import sample_id
@@ -76,3 +76,10 @@ def test_coverage_is_exactly_what_the_level_keeps() -> None:
     with pytest.raises(DatasetError, match="1 types are covered that the level does not keep"):
         check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool))
     check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool), closure="loose")
+
+
+def test_the_whole_corpus_is_all_of_its_rows() -> None:
+    found = check(table(CORPUS_ROWS), Cell(FULL, 0, None), CORPUS)
+    assert found["samples"] == 6 and found["coverage"] == {"response-meso": 1.0}
+    with pytest.raises(DatasetError, match="full-corpus_nall_s0: 5 samples instead of 6"):
+        check(table(CORPUS_ROWS[1:]), Cell(FULL, 0, None), CORPUS)

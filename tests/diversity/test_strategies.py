@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diversity.cell import TYPINGS, Cell, GridConfig
+from diversity.cell import FULL, TYPINGS, Cell, GridConfig
 from diversity.config import ConfigError, UserError, parse
 from diversity.incidence import Incidence
 from diversity.keys import priorities
@@ -294,3 +294,9 @@ def test_priorities_of_a_cell_depend_on_its_seed_alone():
     inputs = made_up(0, SelectionConfig())
     assert (inputs.order(Cell("random", 20, None, 3)) == priorities(inputs.sample_keys, 3, "sample")).all()
     assert (inputs.order(Cell("longest", 40, None, 3)) == inputs.order(Cell("random", 20, None, 3))).all()
+
+
+def test_the_whole_corpus_leaves_nothing_out() -> None:
+    inputs = made_up(0, SelectionConfig())
+    picks = select(inputs, Cell(FULL, 0, None), SelectionConfig())
+    assert picks.rows.tolist() == list(range(inputs.n)) == list(range(picks.pool_size)) and set(picks.chosen_for) == {-1}
