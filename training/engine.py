@@ -171,6 +171,7 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
     config, head = model.config, model.get_output_embeddings()
     outside = {id(model.get_input_embeddings().weight), id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
+    whole_logits = not has_plain_head(model)
     if sft.lora is not None:
         with torch.device("meta"):
             model = with_adapters(model, sft.lora, seed=0)
@@ -184,6 +185,7 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
         vocabulary=config.vocab_size,
         block_weights=matrices,
         attention_width=config.num_attention_heads * width,
+        whole_logits=whole_logits,
     )
 
 

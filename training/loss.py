@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-PIECE = {"cpu": 2**25, "cuda": 2**28}  # logits held at once: 128 MB and 1 GB in fp32
+from training.zero import LOGITS_AT_ONCE
+
+PIECE = {"cpu": 2**25, "cuda": LOGITS_AT_ONCE}  # logits held at once: 128 MB and 1 GB in fp32
 # Models whose logits are their output layer's and nothing else: no cap, no scale.
 PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"})
 

@@ -9,6 +9,7 @@ from diversity.config import UserError
 from training.config import Precision, SftConfig, ZeroConfig
 
 GIB = 2**30
+LOGITS_AT_ONCE = 2**28  # of a row, on a GPU, where `training.loss` makes them in pieces
 
 
 class DoesNotFit(UserError):
@@ -72,6 +73,7 @@ class ModelShape:
         vocabulary: rows of the output layer.
         block_weights: weights of the blocks' matrices, which every token goes through.
         attention_width: heads times their width.
+        whole_logits: whether a row's logits are held as a whole.
     """
 
     parameters: int
@@ -82,6 +84,7 @@ class ModelShape:
     vocabulary: int
     block_weights: int = 0
     attention_width: int = 0
+    whole_logits: bool = False
 
     @property
     def learns_all(self) -> bool:
@@ -115,8 +118,8 @@ def estimate_memory(shape: ModelShape, sft: SftConfig, precision: Precision) -> 
     """Return the bytes that one rank needs, after the ZeRO paper's table (arXiv 1910.02054, section 3) with AdamW in fp32.
 
     Activations of a full row of packed tokens: a block holds about 8 hidden and 3 intermediate vectors a token for its backward pass
-    (attention without its matrix), one hidden vector where it recomputes; and two copies of the logits. An estimate: allocators
-    add a fifth to it.
+    (attention without its matrix), one hidden vector where it recomputes; and two copies of the logits that are held at once. An
+    estimate: allocators add a fifth to it.
     """
     ranks, stage = sft.world_size, sft.zero.stage
     half = parameters_in_bf16(sft.zero, precision)
@@ -128,7 +131,9 @@ def estimate_memory(shape: ModelShape, sft: SftConfig, precision: Precision) -> 
     moving = 2 if precision == "bf16" else 4
     block = shape.hidden if sft.gradient_checkpointing else 8 * shape.hidden + 3 * shape.intermediate
     working = 8 * shape.hidden + 3 * shape.intermediate if sft.gradient_checkpointing else 0
-    activations = sft.capacity * (moving * (shape.layers * block + working) + (moving + 4) * shape.vocabulary)
+    logits = sft.capacity * shape.vocabulary
+    logits = logits if shape.whole_logits else min(logits, LOGITS_AT_ONCE)
+    activations = sft.capacity * moving * (shape.layers * block + working) + (moving + 4) * logits
     offloaded = 0
     if sft.zero.offload_optimizer:
         # Gradients are summed up beside the optimizer; on the device they are there as long as a backward pass needs them.

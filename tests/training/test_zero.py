@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,15 @@ def test_offloading_and_recomputing_need_less() -> None:
     assert offloaded.optimizer == 0 and offloaded.device < plain.device
     assert offloaded.offloaded == plain.optimizer + plain.gradients + plain.parameters
     assert estimate_memory(LLAMA_7B, sft(gradient_checkpointing=True), "bf16").activations < plain.activations / 4
+
+
+def test_logits_in_pieces_need_no_more_for_longer_rows() -> None:
+    wide = replace(LLAMA_7B, vocabulary=128_256)
+    short, long = (estimate_memory(wide, sft(row_tokens=tokens), "bf16").activations for tokens in (4096, 16384))
+    blocks = 2 * 32 * (8 * 4096 + 3 * 11008)
+    assert long - short == (16384 - 4096) * blocks
+    whole = estimate_memory(replace(wide, whole_logits=True), sft(row_tokens=16384), "bf16").activations
+    assert whole - long == 6 * (16384 * 128_256 - 2**28)
 
 
 def test_what_fits_is_let_through_with_its_estimate() -> None:
