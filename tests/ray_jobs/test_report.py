@@ -33,8 +33,8 @@ def demo_page(demo) -> str:
 
 @pytest.fixture(scope="module")
 def few() -> ReportData:
-    """The tables of one strategy and its baseline."""
-    grid = [cell for cell in made_up.cells((1000,), levels=3) if cell.strategy in ("response-micro", "random")]
+    """The tables of one strategy and its baseline, with two subset seeds."""
+    grid = [cell for cell in made_up.cells((1000,), levels=3, seeds=(0, 1)) if cell.strategy in ("response-micro", "random")]
     return made_up.report_data(grid, note=None, bootstraps=0)
 
 
@@ -244,11 +244,10 @@ def test_many_runs_are_drawn_as_the_means_of_their_levels():
 # ---- what is said
 
 
-def test_the_verdict_stands_first_and_is_that_of_the_effects(demo_page, full_page):
+def test_the_verdict_stands_first_and_is_that_of_the_effects(few):
     from diversity.effects import verdict
 
-    data = made_up.report_data(made_up.cells((1000,), levels=4, seeds=(0, 1)), bootstraps=0)
-    statements, page = verdict(data.effects), html.unescape(render(data))
+    data, statements, page = few, verdict(few.effects), html.unescape(render(few))
     assert {statement.kind for statement in statements} == {"slope", "contrast", "best"}
     assert all(statement.text in page and statement.subject in page for statement in statements)
     assert page.index('id="verdict"') < page.index('id="tokens"')
