@@ -1,4 +1,4 @@
-"""Two experiments side by side: `python -m ray_jobs.compare A B [--score EVALUATOR/SPLIT/METRIC] [--cells]`.
+"""Two experiments side by side: `python -m ray_jobs.compare A B [--score EVALUATOR/SPLIT/METRIC] [--cells] [--html FILE]`.
 
     python -m ray_jobs.compare runs/experiments/llama-2 runs/experiments/llama-3
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from diversity.config import UserError
 from diversity.effects.comparing import ComparedArm, ComparedCells, compare_arms, compare_cells
@@ -26,6 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("first", metavar="A", help=TARGET_HELP)
     parser.add_argument("second", metavar="B")
     parser.add_argument("--score", metavar="EVALUATOR/SPLIT/METRIC", help="default: the primary one of both, else the first")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with both lines of every arm")
     parser.add_argument("--cells", action="store_true", help="also list every cell that both have")
     return parser.parse_args(argv)
 
@@ -42,8 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     better = "higher is better" if first[0]["higher_is_better"] else "lower is better"
     print(f"A: {a}\nB: {b}\nscore: {score} ({better})\n")
-    print("\n".join(arm_lines(compare_arms(first, second))))
-    print("\n" + "\n".join(cell_lines(compare_cells(first, second), list_all=given.cells)))
+    arms, cells = compare_arms(first, second), compare_cells(first, second)
+    print("\n".join(arm_lines(arms)))
+    print("\n" + "\n".join(cell_lines(cells, list_all=given.cells)))
+    if given.html:
+        from ray_jobs.report.side_by_side import page
+
+        given.html.write_text(page((a, b), score, (first, second), arms, cells, cell_lines(cells)), "utf-8")
+        print(f"\npage: {given.html}")
     return 0
 
 

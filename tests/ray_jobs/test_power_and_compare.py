@@ -153,6 +153,21 @@ def test_cells_are_pairs_and_nothing_is_claimed_that_is_not_shown():
     assert compare_cells(rows[:1], moved[:1]).difference is None and compare_cells(rows, []).cells == []
 
 
+def test_the_page_of_two_experiments(tmp_path, capsys):
+    generator = np.random.default_rng(8)
+    first = noisy({"response-micro": -1, "response-meso": 0}, generator)
+    second = [{**row, "value": row["value"] + row["level"], "se": 0.1} for row in first]
+    folders = [str(seal(tmp_path, name, rows)) for name, rows in (("one <a>", first), ("two", second))]
+    assert compare.main([*folders, "--html", str(tmp_path / "both.html")]) == 0
+    page = (tmp_path / "both.html").read_text("utf-8")
+    assert page.count("<svg ") == 2 and page.count("<title>two, response-m") == 42 and "one &lt;a&gt; and two" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
+    assert "both.html" in capsys.readouterr().out
+    alone = [str(seal(tmp_path, name, [row for row in first if row["level"] == 0])) for name in ("three", "four")]
+    assert compare.main([*alone, "--html", str(tmp_path / "none.html")]) == 0
+    assert "No arm has three scored levels in both." in (tmp_path / "none.html").read_text("utf-8")
+
+
 def test_scores_that_are_not_shared_are_named(tmp_path, capsys):
     rows = [result("response-micro", x, x) for x in LEVELS]
     a, b = seal(tmp_path, "one", rows), seal(tmp_path, "two", [{**row, "metric": "other"} for row in rows])
