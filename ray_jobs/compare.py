@@ -64,8 +64,12 @@ def arm_lines(arms: Sequence[ComparedArm]) -> list[str]:
         low, high = arm.difference.interval()
         slopes = [f"{slope.estimate:+.4g} ± {slope.se:.2g}" for slope in (arm.first, arm.second)]
         rows.append([arm_name(arm.strategy, arm.control), f"{arm.size:,}", *slopes, f"{arm.difference.estimate:+.4g}"])
-        rows[-1] += [f"{low:+.4g} to {high:+.4g}", f"{arm.difference.p:.3f}", f"{arm.p_holm:.3f}"]
+        rows[-1] += [f"{low:+.4g} to {high:+.4g}", *(_small(p) for p in (arm.difference.p, arm.p_holm))]
     return columns(rows)
+
+
+def _small(p: float) -> str:
+    return "" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def cell_lines(compared: ComparedCells, list_all: bool = False) -> list[str]:
