@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from diversity.ingestion import (
     split_by_bucket,
     within_limit,
 )
+from diversity.readers import spans
 from diversity.samples import SAMPLE_SCHEMA, CorpusConfig, Rejection, to_sample
 
 CELLS = st.sampled_from(["a", "b", "c", "", None, 7, "\ud800"])
@@ -80,6 +82,76 @@ def test_every_row_is_a_sample_a_duplicate_or_a_rejection(rows: list[object]) ->
     assert len(samples) + sum(duplicates.values()) + sum(len(batch.rejected) for batch in found) == len(rows)
     numbers = [row for batch in found for column in (batch.samples["row"], batch.rejected["row"]) for row in column.to_pylist()]
     assert sorted(numbers) == list(range(len(rows)))
+
+
+TEXT = st.text(
+    st.one_of(st.sampled_from('ab \x00\u2028\u0085\r\n\t\ufeff"\\é中😀'), st.characters(exclude_categories=["Cs"])), min_size=1, max_size=12
+)
+USABLE = TEXT.filter(lambda text: not text.isspace())
+WRONG = st.one_of(
+    st.none(), st.booleans(), st.floats(), st.integers(), st.just(""), st.just(" \n"), st.lists(TEXT, max_size=2), st.just("\ud800")
+)
+TURNS = {
+    "user": lambda text: {"role": "user", "content": text},
+    "assistant": lambda text: {"role": "assistant", "content": text},
+}
+GOOD = st.one_of(
+    st.builds(lambda a, b: {"instruction": a, "output": b}, USABLE, USABLE),
+    st.builds(lambda a, b: {"prompt": a, "completion": b}, USABLE, USABLE),
+    st.builds(lambda a, b: {"messages": [TURNS["user"](a), TURNS["assistant"](b)]}, USABLE, USABLE),
+    st.builds(lambda a, b: {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]}, USABLE, USABLE),
+)
+BAD = st.one_of(
+    st.builds(lambda a, b: {"instruction": a, "output": b}, TEXT, WRONG),
+    st.builds(lambda a, b: {"prompt": a, "completion": b}, WRONG, TEXT),
+    st.builds(lambda a, b: {"messages": [TURNS["assistant"](a), TURNS["user"](b)]}, USABLE, USABLE),
+    st.builds(lambda a, b: {"messages": [{"role": a, "content": "x"}, b]}, WRONG, st.one_of(WRONG, TEXT)),
+    st.builds(lambda a: {"instruction": a}, TEXT),
+    st.dictionaries(TEXT, TEXT, max_size=2).filter(lambda row: not {"instruction", "prompt", "output", "messages"} & row.keys()),
+    st.one_of(st.none(), TEXT, st.lists(TEXT, max_size=2)),
+)
+GARBAGE = st.one_of(
+    st.binary(min_size=1, max_size=30).map(lambda data: b"\xff" + data.replace(b"\n", b"")),
+    st.sampled_from(
+        [b"{broken", b'{"instruction": "a", "output": "b"', b'{"a":1}{"b":2}', b"\x00", b'{"instruction": "\xff"}', b"[" * 5000]
+    ),
+)
+LINES = st.lists(
+    st.one_of(GOOD.map(lambda r: (r, True)), BAD.map(lambda r: (r, False)), GARBAGE.map(lambda r: (r, False))), min_size=1, max_size=25
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LINES, st.booleans(), st.booleans(), st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.integers(20, 400))
+def test_a_messy_file_loses_no_row(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[tuple[object, bool]],
+    escaped: bool,
+    bom: bool,
+    newline: bytes,
+    last: bool,
+    size: int,
+) -> None:
+    """Whatever stands in a file, in whatever parts it is read: every line is accounted for, and no good one is lost."""
+    written, wanted = [], set()
+    for value, good in lines:
+        plain = not escaped and not isinstance(value, bytes) and "\\ud800" not in json.dumps(value)
+        written.append(value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=not plain).encode())
+        if good:
+            wanted.add(to_sample(value, default_source="x").sample_id)
+    path = tmp_path_factory.mktemp("messy") / "rows.jsonl"
+    path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + newline.join(written) + (newline if last else b""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diversity.corpora.inputs.spans", lambda file: spans(file, size))
+        found = [batch for unit in Inputs([str(path)]).units() for batch in unit.batches(None)]
+    samples, duplicates = merge([batch.samples for batch in found])
+    rejected = pa.concat_tables([batch.rejected for batch in found])
+    blank = sum(line.isspace() for line in written)
+    assert len(samples) + sum(duplicates.values()) + len(rejected) == len(written) - blank
+    assert wanted <= set(samples["sample_id"].to_pylist())
+    numbers = {number for batch in found for column in (batch.samples["row"], batch.rejected["row"]) for number in column.to_pylist()}
+    assert len(numbers) == len(written) - blank and numbers <= set(range(len(written)))
+    assert all(reason and excerpt is not None for reason, excerpt in zip(rejected["reason"].to_pylist(), rejected["excerpt"].to_pylist()))
 
 
 def test_batches_are_cut_by_text_and_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
