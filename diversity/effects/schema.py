@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from diversity.scores import SCORES_SCHEMA
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -109,8 +113,13 @@ def single_runs(rows: Iterable[Row]) -> list[Row]:
 
 
 def scored_rows(results: pa.Table) -> list[Row]:
-    """Return the rows of results that have a score."""
-    return [row for row in results.to_pylist() if row["value"] is not None]
+    """Return the rows of results that have a score; one that is not finite, of a run that diverged, is none and is told in the log."""
+    rows = [row for row in results.to_pylist() if row["value"] is not None]
+    finite = [row for row in rows if math.isfinite(row["value"])]
+    if len(finite) < len(rows):
+        runs = sorted({row["run"] for row in rows if not math.isfinite(row["value"])})
+        logger.warning("%d runs have a score that is not finite, left out of the analysis: %s", len(runs), ", ".join(runs[:3]))
+    return finite
 
 
 def head_of(key: Row, group: Sequence[Row], kind: str) -> Row:

@@ -49,11 +49,13 @@ def scores(results: pa.Table) -> list[Score]:
 
 
 def score_rows(results: pa.Table, score: Score) -> list[Row]:
-    """Return the rows of one score."""
+    """Return the rows of one score that are finite."""
     return [
         row
         for row in results.to_pylist()
-        if (row["evaluator"], row["split"], row["metric"]) == (score.evaluator, score.split, score.metric) and row["value"] is not None
+        if (row["evaluator"], row["split"], row["metric"]) == (score.evaluator, score.split, score.metric)
+        and row["value"] is not None
+        and np.isfinite(row["value"])
     ]
 
 

@@ -102,6 +102,16 @@ def test_a_run_that_cells_share_counts_once():
     assert row["n"] == 13 and row["se"] == pytest.approx(alone.se) and row["dof"] == alone.dof
 
 
+def test_a_run_that_diverged_is_left_out_and_told(caplog):
+    rows = [result("response-micro", x, 2 - x, seed=s) for s in (0, 1) for x in LEVELS]
+    lost = [{**row, "value": float("nan")} if i == 3 else row for i, row in enumerate(rows)]
+    effects = effects_table(table(lost))
+    (row,) = picked(effects, kind="slope", predictor="level", subset="all", method="ols")
+    assert row["n"] == 13 and row["estimate"] == pytest.approx(-1)
+    assert all(np.isfinite(r["estimate"]) for r in effects.to_pylist() if r["estimate"] is not None)
+    assert f"1 runs have a score that is not finite, left out of the analysis: {rows[3]['run']}" in caplog.text
+
+
 def test_a_run_of_several_levels_stands_at_their_mean():
     rows = [result("response-meso", x, 1.0, run="one") for x in (0.0, 0.5)]
     (row,) = single_runs(rows)
