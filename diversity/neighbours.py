@@ -12,7 +12,8 @@ import numpy as np
 
 EXACT_BELOW = 20_000
 LISTS, PROBES = 512, 12
-_BLOCK = 65_536
+BLOCK = 65_536  # rows that are assigned to centroids together
+PRODUCT = 8192  # rows of one product: with 2,000 centroids 64 MB
 
 
 @contextmanager
@@ -77,12 +78,12 @@ def _self_first(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, n
 
 
 def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 20) -> np.ndarray:
-    """Return (clusters, d) float32 unit centroids of spherical k-means, trained on 64 rows a centroid.
+    """Return (clusters, d) float32 unit centroids of spherical k-means; on a GPU where faiss sees one.
 
     Args:
-        vectors: (n, d) float32 unit vectors.
+        vectors: (n, d) float32 unit vectors; all of them are used.
         clusters: number of centroids, at most n.
-        seed: of the sample and the start.
+        seed: of the start.
         iterations: passes.
     """
     import faiss
@@ -93,8 +94,9 @@ def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 
         niter=iterations,
         spherical=True,
         seed=seed + 1,
-        max_points_per_centroid=64,
+        max_points_per_centroid=len(vectors),
         min_points_per_centroid=1,
+        gpu=faiss.get_num_gpus() > 0,
     )
     trainer.train(np.ascontiguousarray(vectors, np.float32))
     return np.asarray(trainer.centroids, np.float32)
@@ -102,12 +104,19 @@ def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 
 
 def nearest_centroid(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (index (n,) int32, cosine (n,) float32) of each row's most similar centroid; the lowest index wins a tie."""
+    import faiss
+
+    if faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(centroids.shape[1]))
+        index.add(np.ascontiguousarray(centroids, np.float32))
+        similar, found = index.search(np.ascontiguousarray(vectors, np.float32), 1)
+        return found[:, 0].astype(np.int32), similar[:, 0]
     nearest = np.empty(len(vectors), np.int32)
     cosine = np.empty(len(vectors), np.float32)
-    for start in range(0, len(vectors), _BLOCK):
-        similar = vectors[start : start + _BLOCK] @ centroids.T
-        nearest[start : start + _BLOCK] = similar.argmax(axis=1)
-        cosine[start : start + _BLOCK] = similar.max(axis=1)
+    for start in range(0, len(vectors), PRODUCT):
+        similar = vectors[start : start + PRODUCT] @ centroids.T
+        nearest[start : start + PRODUCT] = similar.argmax(axis=1)
+        cosine[start : start + PRODUCT] = similar.max(axis=1)
     return nearest, cosine
 
 

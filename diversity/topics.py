@@ -1,5 +1,8 @@
 """Macro typing: embeddings → neighbours → UMAP layout → HDBSCAN with a cap on cluster size; k-means for large corpora.
 
+K-means is trained on the first rows of the corpus, which are a random sample, since a corpus is sorted by content hash; rows are then
+assigned in fixed blocks, so that workers and how the work is cut change nothing.
+
 The recipe's settings are ours, measured on 117,000 real samples; the paper's are not known. HDBSCAN runs on the layout,
 never on the embeddings themselves (60-80% noise). Exact duplicate texts are clustered once, in the order of sample_id,
 because duplicates break "the first neighbour is the row itself", and row order changes labels. The same rows and seed
@@ -26,6 +29,7 @@ from diversity.config import Config
 from diversity.english import STOP_WORDS
 from diversity.layout import layout, start_positions
 from diversity.neighbours import (
+    BLOCK,
     EXACT_BELOW,
     cosine_neighbours,
     k_means,
@@ -40,13 +44,15 @@ log = logging.getLogger(__name__)
 MACRO_TYPES_SCHEMA = TYPES_SCHEMA.append(pa.field("central", pa.list_(pa.string())))
 _LABEL_WORD = re.compile(r"[^\W\d_][\w'-]+")
 _LABEL_CHARS, _LABEL_WORDS, _CENTRAL = 1000, 4, 3
+LABELLED = 200_000  # texts that label words are counted in: the first ones
+_TRAINED = 64  # training samples of a centroid
 
 
 class TopicsConfig(Config):
     """How embeddings become topics.
 
     Attributes:
-        method: `density` (UMAP and HDBSCAN), `k-means`, or `auto`: density up to `density_limit` distinct texts.
+        method: `density` (UMAP and HDBSCAN), `k-means`, or `auto`: density up to `density_limit` samples.
         density_limit: see `method`.
         neighbours: of each text in the graph, itself included.
         epochs: of the layout.
@@ -70,8 +76,12 @@ class TopicsConfig(Config):
     seed: int = 0
 
     def by_density(self, n: int) -> bool:
-        """Return whether n distinct texts go through UMAP and HDBSCAN."""
+        """Return whether n samples go through UMAP and HDBSCAN."""
         return self.method == "density" or (self.method == "auto" and n <= self.density_limit)
+
+    def centroids(self, n: int) -> int:
+        """Return the number of clusters of k-means on n samples."""
+        return min(n, self.clusters or max(2, min(2000, n // 100)))
 
     def sizes(self, n: int) -> tuple[int, int]:
         """Return (min_cluster_size, max_cluster_size) for n distinct texts."""
@@ -80,9 +90,10 @@ class TopicsConfig(Config):
 
 
 def estimate_seconds(n: int, config: TopicsConfig) -> float:
-    """Return about how long the topics of n distinct texts take on one core, by figures measured at 117,000."""
+    """Return about how many seconds the topics of n texts take on one core, by figures measured at 117,000."""
     if not config.by_density(n):
-        return 6e-5 * n + 0.01 * (config.clusters or min(2000, n // 100))
+        clusters = config.centroids(n)
+        return 2 + 1.3e-8 * clusters * (n + _TRAINED * 20 * clusters)
     search = 7e-9 * n * n if n < EXACT_BELOW else 5 + 2.2e-4 * n
     return 5 + search + n * (2.1e-6 * config.epochs + 2e-4)
 
@@ -100,47 +111,107 @@ def topics(table: pa.Table, vectors: np.ndarray, typing: str, config: TopicsConf
         NoTypesError: fewer topics than `min_topics`.
     """
     config = config or TopicsConfig()
-    texts = table[typing_parts(typing)[0]].to_pylist()
-    first, of = distinct_texts(texts)
-    log.info("%s: %d distinct texts of %d; about %.0f s", typing, len(first), len(texts), estimate_seconds(len(first), config))
+    log.info("%s: %d texts; about %.0f s", typing, len(table), estimate_seconds(len(table), config))
     with one_thread():
-        own = np.ascontiguousarray(vectors[first])
-        labels = density_clusters(own, config) if config.by_density(len(first)) else k_means_clusters(own, config)
-        labels, count = by_first_row(labels)
-        check_topics(typing, count, len(first), config)
-        centroids = mean_vectors(own, labels, count)
-        cosine = np.einsum("nd,nd->n", own, centroids[labels])  # of noise it is never read
-    all_labels = labels[of]
-    found = Clusters(labels, cosine, count)
-    sources = table["source"].to_pylist() if "source" in table.column_names else None
+        if config.by_density(len(table)):
+            found = density_topics(table[typing_parts(typing)[0]].to_pylist(), vectors, typing, config)
+        else:
+            centroids = train(vectors[: training_rows(len(table), config)], len(table), config)
+            blocks = [nearest_centroid(vectors[a:b], centroids) for a, b in assignment_blocks(len(table))]
+            found = k_means_topics(*map(np.concatenate, zip(*blocks, strict=True)))
+    spoken = table[typing_parts(typing)[0]].take(pa.array(found.rows[:LABELLED]))
+    return described(table, spoken.to_pylist(), typing, found, config)
+
+
+def density_topics(texts: Sequence[str], vectors: np.ndarray, typing: str, config: TopicsConfig) -> Clusters:
+    """Return the clusters of the distinct texts by UMAP and HDBSCAN."""
+    first, of = distinct_texts(texts)
+    log.info("%s: %d distinct texts of %d", typing, len(first), len(texts))
+    own = np.ascontiguousarray(vectors[first])
+    labels, count = by_first_row(density_clusters(own, config))
+    if count == 0:
+        return Clusters("density", first, labels, np.zeros(len(first), np.float32), 0, labels[of])
+    centroids = mean_vectors(own, labels, count)
+    cosine = np.einsum("nd,nd->n", own, centroids[labels])  # of noise it is never read
+    return Clusters("density", first, labels, cosine, count, labels[of])
+
+
+def training_rows(n: int, config: TopicsConfig) -> int:
+    """Return how many of the first rows k-means is trained on."""
+    return min(n, _TRAINED * config.centroids(n))
+
+
+def train(sample: np.ndarray, n: int, config: TopicsConfig) -> np.ndarray:
+    """Return the centroids for n samples out of the vectors of the first `training_rows`."""
+    return k_means(sample, min(len(sample), config.centroids(n)), seed=config.seed)
+
+
+def assignment_blocks(n: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of the rows that are assigned together: fixed, since the size of a product may decide its last bits."""
+    return [(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+
+
+def k_means_topics(labels: np.ndarray, cosine: np.ndarray) -> Clusters:
+    """Return the clusters of all samples by their nearest centroids."""
+    labels, count = by_first_row(labels)
+    return Clusters("k-means", np.arange(len(labels)), labels, cosine, count, labels)
+
+
+def described(table: pa.Table, texts: Sequence[str], typing: str, found: Clusters, config: TopicsConfig) -> Typed:
+    """Return the macro typing of clusters: types with labels and central samples, and what the manifest tells.
+
+    Args:
+        table: sample_id, and `source` where it is known, of all samples.
+        texts: of the first `LABELLED` rows that were clustered; labels are made of their words.
+        typing: its name.
+        found: the clusters.
+        config: the recipe.
+
+    Raises:
+        NoTypesError: fewer topics than `min_topics`.
+    """
+    check_topics(typing, found.count, len(found.rows), config.min_topics, "profile.topics.min_topics")
+    of_samples, n = found.of_samples, len(table)
+    sources = table["source"].to_numpy(zero_copy_only=False) if "source" in table.column_names else None
     manifest = {
-        "method": "density" if config.by_density(len(first)) else "k-means",
-        "distinct": len(first),
-        "noise": round(float((all_labels < 0).mean()), 4),
-        "largest": round(float(np.bincount(all_labels[all_labels >= 0]).max() / len(texts)), 4),
-        **(agreement(all_labels, sources) if sources else {}),
+        "method": found.method,
+        "distinct": len(found.rows),
+        "noise": round(float((of_samples < 0).mean()), 4),
+        "largest": round(float(np.bincount(of_samples[of_samples >= 0]).max() / n), 4),
+        **(agreement(of_samples, sources) if sources is not None else {}),
     }
-    log.info("%s: %d topics, %s", typing, count, manifest)
-    data = _data_table(table["sample_id"], all_labels)
-    return Typed(typing, data, _types(table["sample_id"].to_pylist(), texts, first, all_labels, found), manifest)
+    log.info("%s: %d topics, %s", typing, found.count, manifest)
+    return Typed(typing, _data_table(table["sample_id"], of_samples), _types(table["sample_id"], texts, found), manifest)
 
 
-def check_topics(typing: str, count: int, distinct: int, config: TopicsConfig) -> None:
-    """Raise NoTypesError where there are fewer topics than `min_topics`."""
-    if count < config.min_topics:
+def check_topics(typing: str, count: int, distinct: int, least: int, asked_by: str) -> None:
+    """Raise NoTypesError where there are fewer topics than are asked for."""
+    if count < least:
         raise NoTypesError(
-            f"{typing}: {count} topics in {distinct:,} distinct texts, and profile.topics.min_topics is {config.min_topics}: "
+            f"{typing}: {count} topics in {distinct:,} distinct texts, and {asked_by} is {least}: "
             "take more samples, or lower profile.topics.min_cluster_size"
         )
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clusters of the distinct texts: labels (-1 is noise), cosine to the mean of one's own, number of clusters."""
+    """Clusters of a corpus.
 
+    Attributes:
+        method: `density` or `k-means`.
+        rows: (m,) rows of the corpus that were clustered: of equal texts the first, or all.
+        labels: (m,) their clusters, numbered by first row; -1 is noise.
+        cosine: (m,) to the mean, or the centroid, of one's own cluster.
+        count: number of clusters.
+        of_samples: (n,) the cluster of each sample.
+    """
+
+    method: str
+    rows: np.ndarray
     labels: np.ndarray
     cosine: np.ndarray
     count: int
+    of_samples: np.ndarray
 
 
 def density_clusters(vectors: np.ndarray, config: TopicsConfig) -> np.ndarray:
@@ -168,12 +239,6 @@ def density_clusters(vectors: np.ndarray, config: TopicsConfig) -> np.ndarray:
     )[0]
     log.info("clusters of %d to %d texts: %.0f s", smallest, largest, time.monotonic() - started)
     return np.asarray(labels)
-
-
-def k_means_clusters(vectors: np.ndarray, config: TopicsConfig) -> np.ndarray:
-    """Return (n,) labels of spherical k-means: no noise, quick at any size, but seeds agree less (ARI about .5)."""
-    clusters = min(len(vectors), config.clusters or max(2, min(2000, len(vectors) // 100)))
-    return nearest_centroid(vectors, k_means(vectors, clusters, seed=config.seed))[0]
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -248,15 +313,17 @@ def _data_table(ids: Any, labels: np.ndarray) -> pa.Table:
     return pa.Table.from_arrays([ids, list_array(labels[inside], bounds)], names=DATA_SCHEMA.names).cast(DATA_SCHEMA)
 
 
-def _types(ids: Sequence[str], texts: Sequence[str], first: np.ndarray, all_labels: np.ndarray, found: Clusters) -> pa.Table:
+def _types(ids: pa.ChunkedArray, texts: Sequence[str], found: Clusters) -> pa.Table:
     """Return MACRO_TYPES_SCHEMA rows: content is the smallest sample_id, central the samples nearest to the mean."""
-    smallest = np.unique(all_labels[all_labels >= 0], return_index=True)[1]
-    contents = [ids[row].encode() for row in np.flatnonzero(all_labels >= 0)[smallest]]
-    words = label_words([texts[row] for row in first], found.labels, found.count)
-    df = np.bincount(all_labels[all_labels >= 0], minlength=found.count)
-    order = np.lexsort((np.arange(len(first)), -found.cosine, found.labels))
+    inside = found.of_samples >= 0
+    smallest = np.flatnonzero(inside)[np.unique(found.of_samples[inside], return_index=True)[1]]
+    contents = [sample.encode() for sample in ids.take(pa.array(smallest)).to_pylist()]
+    words = label_words(texts, found.labels[: len(texts)], found.count)
+    df = np.bincount(found.of_samples[inside], minlength=found.count)
+    order = np.lexsort((np.arange(len(found.rows)), -found.cosine, found.labels))
     starts = np.searchsorted(found.labels[order], np.arange(found.count))
     ends = np.append(starts[1:], len(order))
-    central = [[ids[first[i]] for i in order[a : min(b, a + _CENTRAL)]] for a, b in zip(starts, ends, strict=True)]
+    nearest = [found.rows[order[a : min(b, a + _CENTRAL)]] for a, b in zip(starts, ends, strict=True)]
+    central = [ids.take(pa.array(rows)).to_pylist() for rows in nearest]
     base = types_table(contents, words, df)
     return base.append_column("central", pa.array(central, pa.list_(pa.string()))).cast(MACRO_TYPES_SCHEMA)

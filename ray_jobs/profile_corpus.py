@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from diversity.cell import typing_parts
 from diversity.embedders import embedder_class
 from diversity.taggers import tagger_class
 from diversity.tokens import WORD
-from diversity.topics import check_topics, estimate_seconds
+from diversity.topics import assignment_blocks, check_topics, estimate_seconds
 from ray_jobs import heldout, length_window, profile_tasks, vllm
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.profile_tasks import Embed, SpanWorker, Tag, Tokenise, Work
@@ -52,7 +53,11 @@ def chosen_from(context: Context, control: str) -> Context:
 def embedding_artifact(context: Context, side: str) -> Artifact:
     """Return the artifact of the embeddings of a side: a row for each sample, in corpus order."""
     config = context.experiment.profile.embedder
-    settings = {**config.model_dump(mode="json", exclude={"model"}), "side": side, "identity": embedder_class(config).identity(config)}
+    settings = {
+        **config.model_dump(mode="json", exclude={"model", "precision"}),
+        "side": side,
+        "identity": embedder_class(config).identity(config),
+    }
     return _artifact(context, "profile/embeddings", settings, ["numpy", "tokenizers"], [corpus_artifact(context).fingerprint])
 
 
@@ -134,9 +139,7 @@ def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -
     waiting = []
     for name, artifact in missing.items():
         if name.endswith("-macro"):
-            embeddings = embedding_artifact(context, typing_parts(name)[0])
-            task = ray.remote(_topics).options(name=name)
-            waiting.append(task.remote(warm, artifact, name, rows, embeddings, profile.topics, sealing))
+            waiting.append(_start_topics(context, artifact, name, rows, warm))
     for name, work in works.items():
         if isinstance(work, Tag):
             waiting.append(ray.remote(profile_tasks.make_tags).options(name=name).remote(work, name, profile.embedder, sealing))
@@ -177,6 +180,8 @@ def _one_pass(
     )
     samples = 0
     for number, row in enumerate(done.iter_rows(), start=1):
+        if row["error"] is not None:
+            raise pickle.loads(row["error"])
         samples += row["rows"]
         logger.info("profile_corpus: %d of %d spans (%d of %d samples)", number, len(spans), samples, len(rows))
 
@@ -186,6 +191,21 @@ def _type_rows(work: Tokenise, rows: CorpusRows, spans: Sequence[tuple[int, int]
     numbered = list(enumerate(spans))
     pieces = [numbered[i : i + SPANS_A_TASK] for i in range(0, len(numbered), SPANS_A_TASK)]
     return [ray.remote(profile_tasks.type_spans).remote(work, rows, piece, lookup) for piece in pieces]
+
+
+def _start_topics(context: Context, artifact: Artifact, typing: str, rows: CorpusRows, warm: Any) -> Any:
+    """Start what makes and seals a macro typing, and return it: one task, or k-means trained once and assigned in parallel."""
+    config, sealing = context.experiment.profile.topics, _sealing(context)
+    embeddings = embedding_artifact(context, typing_parts(typing)[0])
+    logger.info("%s: %d samples, topics in about %.0f s of one core", typing, len(rows), estimate_seconds(len(rows), config))
+    if config.by_density(len(rows)):
+        return ray.remote(_topics).options(name=typing).remote(warm, artifact, typing, rows, embeddings, config, sealing)
+    gpu = 1 if _faiss() == "faiss-gpu" and _gpus(context) else 0
+    centroids = ray.remote(profile_tasks.train_topics).options(num_gpus=gpu).remote(embeddings, config)
+    assign, blocks = ray.remote(profile_tasks.assign_topics).options(num_gpus=gpu), assignment_blocks(len(rows))
+    step = math.ceil(len(blocks) / (4 * _workers(context)))
+    assigned = [assign.remote(rows, embeddings, blocks[i : i + step], centroids) for i in range(0, len(blocks), step)]
+    return ray.remote(profile_tasks.seal_topics).options(name=typing).remote(artifact, typing, rows, config, sealing, *assigned)
 
 
 def _topics(warm: None, *arguments: Any) -> None:
@@ -223,9 +243,13 @@ def _artifact(context: Context, stage: str, config: Any, packages: Sequence[str]
 
 
 def _check_topics(context: Context, typing: str, artifact: Artifact) -> None:
-    """Apply `min_topics`, which is no part of the fingerprint, to topics that were sealed under another one."""
+    """Refuse fewer topics than `min_topics`, which is no part of the fingerprint, or than the levels that the grid dials them to."""
     if typing_parts(typing)[1] == "macro":
-        check_topics(typing, artifact.manifest["M"], artifact.manifest["distinct"], context.experiment.profile.topics)
+        found = artifact.manifest
+        levels = {cell.level for cell in context.experiment.cells if cell.typing == typing}
+        least = context.experiment.profile.topics.min_topics
+        check_topics(typing, found["M"], found["distinct"], least, "profile.topics.min_topics")
+        check_topics(typing, found["M"], found["distinct"], len(levels), "the number of levels asked for")
 
 
 def _sealing(context: Context) -> dict[str, Any]:
@@ -258,7 +282,7 @@ def _gpus(context: Context) -> int:
 
 
 def _wants_gpu(work: Work) -> bool:
-    return isinstance(work, Embed) and work.config.name == "transformer"
+    return isinstance(work, Embed) and work.config.name == "transformer" and work.config.precision != "int8"
 
 
 if __name__ == "__main__":

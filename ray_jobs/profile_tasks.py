@@ -7,6 +7,7 @@ Plain functions and classes, so that they run without a cluster in a test. Spans
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact
 from diversity.cell import SIDES, typing_parts
+from diversity.config import UserError
 from diversity.embedders import Embedder, EmbedderConfig, embed, load_embedder
 from diversity.encoders import Encoder, load_encoder
+from diversity.neighbours import nearest_centroid, one_thread
 from diversity.taggers import TaggerConfig
 from diversity.tags import TagCounter, normalise
 from diversity.tokens import (
@@ -39,7 +42,7 @@ from diversity.tokens import (
     token_vocabulary,
     type_lookup,
 )
-from diversity.topics import TopicsConfig, topics
+from diversity.topics import LABELLED, TopicsConfig, described, k_means_topics, topics, train, training_rows
 from diversity.typed import Typed, summarise
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.runtime import cache_folder
@@ -48,6 +51,7 @@ from training.model_source import resolve_model
 logger = logging.getLogger(__name__)
 
 STAGING = "staging"
+Assigned = tuple[np.ndarray, np.ndarray]
 
 
 class Work(Protocol):
@@ -155,16 +159,24 @@ class SpanWorker:
         self._open: list[Callable[[int, pa.Table], None]] = []
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return `span` and `rows` of the spans done."""
-        for span in batch["span"].to_pylist():
-            start, stop = self._spans[span]
-            table = self._rows.read(start, stop, ["sample_id", *SIDES])
-            if not self._open:
-                self._open = [work.open(self._tools, table) for work in self._works]
-            for do in self._open:
-                do(span, table)
+        """Return `span` and `rows` of the spans done, and as `error` what a person can mend, pickled: Ray Data loses an error's type."""
+        error = None
+        try:
+            for span in batch["span"].to_pylist():
+                self._do(span)
+        except UserError as fault:
+            error = pickle.dumps(fault)
         done = [stop - start for start, stop in (self._spans[span] for span in batch["span"].to_pylist())]
-        return pa.table({"span": batch["span"].cast(pa.int64()), "rows": pa.array(done, pa.int64())})
+        errors = pa.array([error] * len(done), pa.binary())
+        return pa.table({"span": batch["span"].cast(pa.int64()), "rows": pa.array(done, pa.int64()), "error": errors})
+
+    def _do(self, span: int) -> None:
+        start, stop = self._spans[span]
+        table = self._rows.read(start, stop, ["sample_id", *SIDES])
+        if not self._open:
+            self._open = [work.open(self._tools, table) for work in self._works]
+        for do in self._open:
+            do(span, table)
 
 
 def count_types(work: Tokenise, n: int, band: BandConfig, tokenizers: Mapping[str, str]) -> np.ndarray | list[str]:
@@ -242,10 +254,53 @@ def make_topics(
     stored = embeddings.read(columns=["sample_id", "embedding"])
     if not stored["sample_id"].equals(table["sample_id"]):
         raise ValueError(f"{embeddings.uri} holds other rows than the corpus")
-    column = stored["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(table), -1)
+    vectors = _vectors(stored)
     del stored
     _write(artifact, topics(table, vectors, typing, config), sealing)
+
+
+def train_topics(embeddings: Artifact, config: TopicsConfig) -> np.ndarray:
+    """Return the centroids of k-means for the sealed embeddings of a side."""
+    rows = CorpusRows.of(embeddings)
+    with one_thread():
+        return train(_vectors(rows.read(0, training_rows(len(rows), config), ["embedding"])), len(rows), config)
+
+
+def assign_topics(rows: CorpusRows, embeddings: Artifact, blocks: Sequence[tuple[int, int]], centroids: np.ndarray) -> Assigned:
+    """Return the nearest centroid of each row of some blocks, and the cosine to it.
+
+    Raises:
+        ValueError: the embeddings are of other rows.
+    """
+    stored, found = CorpusRows.of(embeddings), []
+    for start, stop in blocks:
+        table = stored.read(start, stop, ["sample_id", "embedding"])
+        if not table["sample_id"].equals(rows.read(start, stop, ["sample_id"])["sample_id"]):
+            raise ValueError(f"{embeddings.uri} holds other rows than the corpus")
+        with one_thread():
+            found.append(nearest_centroid(_vectors(table), centroids))
+    return np.concatenate([labels for labels, _ in found]), np.concatenate([cosine for _, cosine in found])
+
+
+def seal_topics(
+    artifact: Artifact,
+    typing: str,
+    rows: CorpusRows,
+    config: TopicsConfig,
+    sealing: dict[str, Any],
+    *assigned: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Seal the macro typing of samples that were assigned to centroids, pieces in the order of the rows."""
+    found = k_means_topics(np.concatenate([labels for labels, _ in assigned]), np.concatenate([cosine for _, cosine in assigned]))
+    side = typing_parts(typing)[0]
+    texts = rows.read(0, min(LABELLED, len(rows)), [side])[side].to_pylist()
+    table = rows.read(0, len(rows), ["sample_id", "source"])
+    _write(artifact, described(table, texts, typing, found, config), sealing)
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """Return the column `embedding` as (n, d) float32."""
+    return table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
 def warm_up() -> None:

@@ -6,7 +6,7 @@ To add one: a file with such a class, and a line in `EMBEDDERS`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,12 +25,14 @@ class EmbedderConfig(Config):
     Attributes:
         name: one of `EMBEDDERS`.
         model: for `transformer`: a folder, or a hub id, of an encoder or sentence-transformers model.
+        precision: for `transformer`: `auto` is fp32 on a CPU and bf16 on a GPU; `int8` is an ONNX graph on the CPU (the extra `onnx`).
         max_tokens: for `transformer`: longer texts are cut; None takes the model's own limit.
         group: rows of the id-sorted corpus that are embedded together, so that padding never depends on the workers.
     """
 
     name: str = "static"
     model: str | None = None
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     max_tokens: int | None = Field(default=None, ge=2)
     group: int = Field(default=1024, ge=1)
 
@@ -40,6 +42,8 @@ class EmbedderConfig(Config):
             raise ValueError(f"unknown embedder {self.name!r}{near_matches(self.name, EMBEDDERS)}")
         if self.name == "transformer" and not self.model:
             raise ValueError("embedder transformer needs model: a folder or a hub id")
+        if self.name != "transformer" and self.precision != "auto":
+            raise ValueError(f"embedder {self.name} has no precision: that is for transformer")
         return self
 
 

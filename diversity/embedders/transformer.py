@@ -1,4 +1,4 @@
-"""Embeddings by any encoder or sentence-transformers model: a folder or a hub id. fp32 on a CPU, bf16 on a GPU.
+"""Embeddings by any encoder or sentence-transformers model: a folder or a hub id. fp32 or int8 on a CPU, bf16 on a GPU.
 
 Texts of a call are sorted by length and padded together up to a budget of tokens, so that little is computed for padding.
 What is padded together depends on the call alone; the caller keeps calls to fixed groups of the id-sorted corpus.
@@ -6,24 +6,23 @@ What is padded together depends on the call alone; the caller keeps calls to fix
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diversity.artifact import file_digest, package_versions
-from diversity.config import ConfigError
+from diversity.artifact import package_versions
 from diversity.embedders import EmbedderConfig
+from diversity.embedders.model_folder import model_folder, pool
+from diversity.embedders.onnx_int8 import identity as int8_identity
+from diversity.embedders.onnx_int8 import int8_forward
 
 BUDGET_CPU, BUDGET_GPU = 4096, 65_536
-_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", "1_Pooling/*.json")
-_STEPS = ("Transformer", "Pooling", "Normalize")
 
 
 class TransformerEmbedder:
-    """Unit vectors out of the last hidden states, pooled as the model's folder says: mean (the default) or first token."""
+    """Unit vectors out of the last hidden states, pooled as the model's folder says; mean is the default."""
 
     def __init__(self, config: EmbedderConfig) -> None:
         """Load the model.
@@ -32,27 +31,41 @@ class TransformerEmbedder:
             ConfigError: it can't be had, or has a step that is not known here (a dense layer, another pooling).
         """
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
-        folder = model_folder(config)
-        self._pooling = pooling(folder)
+        model = model_folder(str(config.model))
+        self._pooling = model.pooling
         self._torch = torch
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._model = AutoModel.from_pretrained(folder, dtype=dtype).to(self._device).eval()
-        self.dimension = int(self._model.config.hidden_size)
-        limits = [config.max_tokens, _own_limit(folder), getattr(self._model.config, "max_position_embeddings", None)]
+        self._device = "cuda" if torch.cuda.is_available() and config.precision != "int8" else "cpu"
+        self._tokenizer = AutoTokenizer.from_pretrained(model.weights)
+        shape = AutoConfig.from_pretrained(model.weights)
+        self.dimension = int(shape.hidden_size)
+        limits = [config.max_tokens, model.max_tokens, getattr(shape, "max_position_embeddings", None)]
         self._max_tokens = min(limit for limit in limits if limit)
         self._budget = BUDGET_GPU if self._device == "cuda" else BUDGET_CPU
+        if config.precision == "int8":
+            self._forward = int8_forward(model)
+        else:
+            self._model = self._loaded(model.weights, config.precision)
+            self._forward = self._torch_forward
+
+    def _loaded(self, folder: Path, precision: str) -> Any:
+        from transformers import AutoModel
+
+        torch = self._torch
+        wide = precision == "fp32" or (precision == "auto" and self._device == "cpu")
+        return AutoModel.from_pretrained(folder, dtype=torch.float32 if wide else torch.bfloat16).to(self._device).eval()
 
     @staticmethod
     def identity(config: EmbedderConfig) -> dict[str, Any]:
         """Return the digests of the folder's files, and the packages that compute."""
-        folder = model_folder(config)
-        files = sorted(path for pattern in _FILES for path in folder.glob(pattern))
-        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-        return {"name": config.name, "files": digests, "packages": package_versions("torch", "transformers")}
+        digests = model_folder(str(config.model)).digests()
+        found = {"name": config.name, "files": digests, "packages": package_versions("torch", "transformers")}
+        if config.precision == "int8":
+            found["int8"] = int8_identity()
+        elif config.precision != "auto":
+            found["precision"] = config.precision
+        return found
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return (n, dimension) float32 unit vectors."""
@@ -67,18 +80,22 @@ class TransformerEmbedder:
 
     def _batch(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the unit vectors of token ids that are padded together."""
-        torch = self._torch
         longest = max(map(len, ids))
-        padded = torch.full((len(ids), longest), self._tokenizer.pad_token_id or 0)
-        mask = torch.zeros((len(ids), longest), dtype=torch.long)
+        padded = np.full((len(ids), longest), self._tokenizer.pad_token_id or 0, np.int64)
+        mask = np.zeros((len(ids), longest), np.int64)
         for i, row in enumerate(ids):
-            padded[i, : len(row)] = torch.tensor(row)
+            padded[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        padded, mask = padded.to(self._device), mask.to(self._device)
-        hidden = self._model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        pooled = hidden[:, 0] if self._pooling == "cls" else mean
-        return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+        pooled = self._forward(padded, mask)
+        norms = np.linalg.norm(pooled, axis=1, keepdims=True)
+        return pooled / np.where(norms > 0, norms, 1)
+
+    def _torch_forward(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return (n, d) float32 pooled vectors. Rows of one length need no mask, and attention without one is quicker."""
+        torch = self._torch
+        given, kept = torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
+        hidden = self._model(input_ids=given, attention_mask=None if mask.all() else kept).last_hidden_state.float()
+        return pool(hidden, kept, self._pooling).cpu().numpy()
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -92,47 +109,3 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def model_folder(config: EmbedderConfig) -> Path:
-    """Return the local folder of the model; a hub id is looked up in the hub's cache, then downloaded.
-
-    Raises:
-        ConfigError: it can't be had.
-    """
-    name = str(config.model)
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub fails in as many ways as networks do
-        raise ConfigError(f"profile.embedder.model: {name!r} is neither a folder nor to be had from the hub: {error}") from None
-
-
-def pooling(folder: Path) -> str:
-    """Return `mean` or `cls`, as the sentence-transformers files in the folder say; without them `mean`.
-
-    Raises:
-        ConfigError: the model has a step that is not known here.
-    """
-    modules = folder / "modules.json"
-    if modules.exists():
-        steps = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_text("utf-8"))]
-        if unknown := [step for step in steps if step not in _STEPS]:
-            raise ConfigError(f"profile.embedder.model: {folder} has a step {unknown[0]!r}; known are {', '.join(_STEPS)}")
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "mean"
-    modes = {key.removeprefix("pooling_mode_") for key, value in json.loads(path.read_text("utf-8")).items() if value is True}
-    for mode, name in (("mean_tokens", "mean"), ("cls_token", "cls")):
-        if mode in modes:
-            return name
-    raise ConfigError(f"profile.embedder.model: {folder} pools by {', '.join(sorted(modes)) or 'nothing'}; known are mean and cls")
-
-
-def _own_limit(folder: Path) -> int | None:
-    """Return the longest input, in tokens, that a sentence-transformers model asks for."""
-    path = folder / "sentence_bert_config.json"
-    return json.loads(path.read_text("utf-8")).get("max_seq_length") if path.exists() else None

@@ -108,23 +108,104 @@ def tiny_encoder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls"])
-def test_transformer_equals_one_text_at_a_time(tiny_encoder, mode):
+def pooled_by_hand(hidden, mode):
+    """Return the pooled vector of one text's (length, d) hidden states, not yet of unit length."""
+    weights = np.arange(1, len(hidden) + 1)[:, None]
+    ways = {
+        "mean": hidden.mean(0),
+        "cls": hidden[0],
+        "max": hidden.max(0),
+        "lasttoken": hidden[-1],
+        "weightedmean": (hidden * weights).sum(0) / weights.sum(),
+    }
+    return ways[mode]
+
+
+def with_pooling(folder, tmp_path, mode, old=False):
+    """Return a copy of a model's folder with a sentence-transformers pooling step."""
+    import shutil
+
+    copy = tmp_path / f"{mode}-{old}"
+    shutil.copytree(folder, copy)
+    (copy / "1_Pooling").mkdir()
+    names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "weightedmean": "weightedmean_tokens"}
+    new = {"embedding_dimension": 32, "pooling_mode": mode}
+    before = {f"pooling_mode_{name}": kind == mode for kind, name in names.items()}
+    (copy / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **before} if old else new))
+    steps = [{"path": path, "type": f"x.{kind}"} for path, kind in (("", "Transformer"), ("1_Pooling", "Pooling"), ("", "Normalize"))]
+    (copy / "modules.json").write_text(json.dumps(steps))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("mode", "old"), [("mean", True), ("mean", False), ("cls", True), ("max", True), ("lasttoken", False), ("weightedmean", True)]
+)
+def test_transformer_equals_one_text_at_a_time(tiny_encoder, tmp_path, mode, old):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    (tiny_encoder / "1_Pooling").mkdir(exist_ok=True)
-    pools = {"pooling_mode_cls_token": mode == "cls", "pooling_mode_mean_tokens": mode == "mean", "word_embedding_dimension": 32}
-    (tiny_encoder / "1_Pooling" / "config.json").write_text(json.dumps(pools))
-    embedder = load_embedder(EmbedderConfig(name="transformer", model=str(tiny_encoder)))
+    embedder = load_embedder(EmbedderConfig(name="transformer", model=str(with_pooling(tiny_encoder, tmp_path, mode, old))))
     found = embedder(TEXTS)
     model, tokenizer = AutoModel.from_pretrained(tiny_encoder).eval(), AutoTokenizer.from_pretrained(tiny_encoder)
     for text, vector in zip(TEXTS, found):
         ids = torch.tensor([tokenizer(text, truncation=True, max_length=64)["input_ids"]])
         with torch.inference_mode():
-            hidden = model(input_ids=ids).last_hidden_state[0]
-        expected = torch.nn.functional.normalize(hidden[0] if mode == "cls" else hidden.mean(0), dim=0).numpy()
-        assert np.abs(expected - vector).max() < 1e-5
+            hidden = model(input_ids=ids).last_hidden_state[0].numpy()
+        expected = pooled_by_hand(hidden, mode)
+        assert np.abs(expected / np.linalg.norm(expected) - vector).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["mean", "lasttoken"])
+def test_int8_is_near_and_made_once(tiny_encoder, tmp_path, monkeypatch, mode):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("SFT_DIVERSITY_CACHE", str(tmp_path / "cache"))
+    folder = str(with_pooling(tiny_encoder, tmp_path, mode))
+    exact = load_embedder(EmbedderConfig(name="transformer", model=folder, precision="fp32"))(TEXTS)
+    config = EmbedderConfig(name="transformer", model=folder, precision="int8")
+    found = load_embedder(config)(TEXTS)
+    assert (found * exact).sum(1).mean() > 0.98 and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "onnx").glob("*.onnx")}
+    import onnx
+
+    assert [{"MatMulInteger", "DynamicQuantizeLinear"} <= {node.op_type for node in onnx.load(path).graph.node} for path in files] == [True]
+    again = load_embedder(config)(TEXTS)
+    assert (again == found).all() and {path: path.stat().st_mtime_ns for path in files} == files
+    identity = embedder_class(config).identity
+    assert identity(config) != identity(config.model_copy(update={"precision": "auto"}))
+
+
+def test_a_graph_with_other_vectors_is_refused(tmp_path):
+    from diversity.embedders.onnx_int8 import check
+
+    vectors = np.random.default_rng(0).normal(size=(3, 4))
+    check(tmp_path, vectors * (1 + 1e-5), vectors)
+    for wrong in (vectors[::-1], vectors * np.nan):
+        with pytest.raises(ConfigError, match="gives other vectors"):
+            check(tmp_path, wrong, vectors)
+
+
+def test_a_model_in_a_folder_of_its_own(tiny_encoder, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_encoder, tmp_path / "0_Transformer")
+    steps = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(steps))
+    (tmp_path / "0_Transformer" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9}))
+    config = EmbedderConfig(name="transformer", model=str(tmp_path))
+    plain = EmbedderConfig(name="transformer", model=str(tiny_encoder), max_tokens=9)
+    assert np.allclose(load_embedder(config)(TEXTS), load_embedder(plain)(TEXTS), atol=1e-6)
+    assert "0_Transformer/config.json" in embedder_class(config).identity(config)["files"]
+
+
+def test_unknown_poolings_are_refused(tiny_encoder, tmp_path):
+    folder = with_pooling(tiny_encoder, tmp_path, "mean")
+    for modes in ("attention", ["mean", "cls"]):
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": modes}))
+        with pytest.raises(ConfigError, match="known is one of mean, cls"):
+            load_embedder(EmbedderConfig(name="transformer", model=str(folder)))
+    with pytest.raises(ValueError, match="static has no precision"):
+        EmbedderConfig(precision="int8")
 
 
 def test_unknown_steps_of_a_model_are_refused(tiny_encoder):

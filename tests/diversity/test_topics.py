@@ -116,6 +116,32 @@ def test_k_means_has_no_noise():
     assert all(len(set(labels[themes == theme])) == 1 for theme in range(4))
 
 
+def test_k_means_is_trained_on_the_first_rows_and_assigned_in_blocks(monkeypatch):
+    from diversity import topics as module
+
+    table, vectors, _ = corpus(per_theme=120, noise=20)
+    config = TopicsConfig(method="k-means", clusters=4, min_topics=2)
+    monkeypatch.setattr(module, "_TRAINED", 25)
+    assert module.training_rows(500, config) == 100
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    monkeypatch.setattr(module, "BLOCK", 64)
+    typed = topics(table, vectors, "response-macro", config)
+    centroids = k_means(vectors[:100], 4, seed=0)
+    nearest = (vectors @ centroids.T).argmax(axis=1)
+    assert [row[0] for row in typed.data["types"].to_pylist()] == by_first_row(nearest)[0].tolist()
+    assert module.assignment_blocks(500) == [(a, min(a + 64, 500)) for a in range(0, 500, 64)]
+    place = {sample: row for row, sample in enumerate(table["sample_id"].to_pylist())}
+    for number, central in enumerate(typed.types["central"].to_pylist()):
+        own = np.flatnonzero(by_first_row(nearest)[0] == number)
+        cosines = (vectors[own] * centroids[nearest[own]]).sum(axis=1)
+        assert {place[sample] for sample in central} == set(own[np.argsort(-cosines)[:3]].tolist())
+
+
+def test_method_follows_the_number_of_samples():
+    assert TopicsConfig().by_density(200_000) and not TopicsConfig().by_density(200_001)
+    assert TopicsConfig().centroids(5_000) == 50 and TopicsConfig().centroids(10**7) == 2000
+
+
 def test_size_cap():
     assert TopicsConfig().sizes(117_000) == (23, 1170)
     assert TopicsConfig().sizes(1000) == (10, 40)

@@ -164,6 +164,28 @@ def test_a_further_typing_costs_only_itself(made: Context, table: pa.Table, monk
     assert started == ["instruction-micro@word"]
 
 
+def test_k_means_is_trained_once_and_assigned_in_parallel(made: Context, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(made.storage.uri).parent
+    monkeypatch.setattr(profile_corpus, "assignment_blocks", lambda n: [(start, min(start + 64, n)) for start in range(0, n, 64)])
+    chosen = ["profile.topics.method=k-means", "profile.topics.clusters=6", "profile.typings=[response-macro]", "resources.data_workers=2"]
+    more = context(folder, table, 1, *chosen)
+    profile_corpus.run(more)
+    sealed = profile_corpus.profile_artifact(more, "response-macro")
+    vectors = embed(table["response"].to_pylist(), more.experiment.profile.embedder)
+    expected = topics(table, vectors, "response-macro", more.experiment.profile.topics)
+    for name, rows in expected.tables.items():
+        assert content(sealed)[name].equals(rows.combine_chunks()), name
+    assert sealed.manifest["method"] == "k-means" and sealed.manifest["empty"] == 0
+
+
+def test_topics_are_as_many_as_the_levels_at_least(made: Context, table: pa.Table) -> None:
+    folder = Path(made.storage.uri).parent
+    found = profile_corpus.profile_artifact(made, "response-macro").manifest["M"]
+    dialled = context(folder, table, 1, "grid.strategies=[response-macro]", f"grid.levels={found + 1}")
+    with pytest.raises(NoTypesError, match=f"{found} topics in .* and the number of levels asked for is {found + 1}"):
+        profile_corpus.run(dialled)
+
+
 def test_errors_are_told_before_and_after(made: Context, table: pa.Table, tmp_path: Path) -> None:
     folder = Path(made.storage.uri).parent
     with pytest.raises(NoTypesError, match=r"min_topics is 300"):
