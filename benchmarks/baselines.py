@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.corpora import print_table, seconds
+from benchmarks.corpora import peak_memory, print_table, seconds
 from diversity.exact_vectors import ONE, exact_vectors
 from diversity.incidence import Incidence
 from diversity.strategies.deita import accept
@@ -68,7 +67,7 @@ def k_center(n: int = 20_000, size: int = 200) -> Row:
     return row("k_center", f"N {n:,}, k {size}", "torch loop", slow, fast, common(ours, theirs), 3)
 
 
-def mig(n: int = 10_000, size: int = 1000, labels: int = 4000) -> Row:
+def mig(n: int = 10_000, size: int = 500, labels: int = 4000) -> Row:
     """MIG over a graph of labels; the dense form is that of the published sampler."""
     random = np.random.default_rng(0)
     drawn = [np.unique((random.zipf(1.2, size=random.integers(1, 9)) - 1) % labels).astype(np.int32) for _ in range(n)]
@@ -114,7 +113,7 @@ def facility_location_child(n: int, size: int) -> dict[str, float]:
     """Return the time and peak memory of this process."""
     rows = vectors(n)
     spent, _ = seconds(lambda: lazy_greedy(rows, size))
-    return {"seconds": spent, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"seconds": spent, "peak": peak_memory()}
 
 
 def row(name: str, what: str, other: str, slow: float, fast: float, same: float, limit: int) -> Row:
@@ -139,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(facility_location_child(*json.loads(arguments.child))))
         return 0
     header = ["strategy", "work", "the public way", "theirs", "ours", "ratio", "limit", "picks in common"]
-    print_table("Baselines against the public way of doing it", header, [BENCHMARKS[name]() for name in arguments.only])
+    print_table("Baselines against the public way of doing it", header, (BENCHMARKS[name]() for name in arguments.only))
     return 0
 
 

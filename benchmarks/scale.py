@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.corpora import generated, made_up_df, made_up_lengths, print_table, real_incidence, ties
+from benchmarks.corpora import generated, made_up_df, made_up_lengths, peak_memory, print_table, real_incidence, ties
 
 LIMIT_EXPONENT, LIMIT_BYTES = 1.1, 20
 
@@ -78,7 +77,7 @@ def peel_folder(folder: Path) -> dict[str, float]:
 
     small = Incidence.from_lists([[0, 1], [1]], 2)
     birth(small, peel(small, ties(2)))
-    start = _peak()
+    start = peak_memory()
     indptr, indices = np.load(folder / "indptr.npy"), np.load(folder / "indices.npy")
     incidence = Incidence(indptr, indices, int(indices.max()) + 1)
     tie = ties(incidence.n_types)
@@ -89,13 +88,8 @@ def peel_folder(folder: Path) -> dict[str, float]:
     done = time.perf_counter()
     births = birth(incidence, position)
     assert births.max() == incidence.n_types
-    figures = {"transpose": turned - begun, "seconds": done - begun, "start": start, "peak": _peak()}
+    figures = {"transpose": turned - begun, "seconds": done - begun, "start": start, "peak": peak_memory()}
     return {**figures, "types": incidence.n_types, "nnz": incidence.nnz}
-
-
-def _peak() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

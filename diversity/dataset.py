@@ -19,7 +19,8 @@ from diversity.artifact import Artifact, digest
 from diversity.cell import Cell
 from diversity.config import UserError
 from diversity.incidence import Incidence
-from diversity.samples import SAMPLE_SCHEMA, sample_id, texts
+from diversity.rehash import hashed
+from diversity.samples import SAMPLE_SCHEMA
 
 DATASET_SCHEMA = SAMPLE_SCHEMA.append(pa.field("chosen_for", pa.int32()))
 PICKS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row", pa.int64()), ("chosen_for", pa.int32())])
@@ -175,11 +176,10 @@ def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None =
 
 def _check_texts(table: pa.Table, cell: Cell) -> None:
     """Hash every sample's messages again and compare the text columns with them."""
-    columns = (table.column(name).to_pylist() for name in ("sample_id", "messages", "instruction", "response"))
-    for given, messages, instruction, response in zip(*columns, strict=True):
-        if sample_id(messages) != given:
+    for given, found, agree in hashed(table):
+        if found != given:
             raise DatasetError(f"{cell.name}: sample {given} is not the hash of its messages")
-        if texts(messages) != (instruction, response):
+        if not agree:
             raise DatasetError(f"{cell.name}: the text columns of sample {given} disagree with its messages")
 
 
