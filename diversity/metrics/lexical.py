@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from diversity.metrics.ngrams import Ngrams, number
+
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Ngrams:
-    """All n-grams of a side, numbered densely by content in order of appearance.
-
-    Attributes:
-        ids: (t,) int32, number of the n-gram that starts at each token; -1 where a sample ends before the n-gram does.
-        distinct: how many different n-grams there are.
-        total: how many n-grams there are.
-    """
-
-    ids: Ints
-    distinct: int
-    total: int
 
 
 class Sequences:
@@ -62,9 +48,8 @@ class Sequences:
         """Return the numbered n-grams, n >= 1: an (n+1)-gram is the pair of an n-gram's number and the token after it."""
         while len(self._numbered) < n:
             size = len(self._numbered) + 1
-            before = self._numbered[-1].ids if self._numbered else np.zeros(len(self.tokens), np.int32)
-            ids, distinct, total = _number(before, self.tokens, self.offsets, size)
-            self._numbered.append(Ngrams(ids, int(distinct), int(total)))
+            before = self._numbered[-1].ids if self._numbered else None
+            self._numbered.append(number(before, self.tokens, self.offsets, size))
         return self._numbered[n - 1]
 
     def first(self, budget: int, order: Longs) -> tuple[Sequences, Longs]:
@@ -202,34 +187,6 @@ def compression_ratio(texts: Iterable[str]) -> float:
         after += len(squeeze.compress(content))
         border = b"\n"
     return before / (after + len(squeeze.flush())) if before else float("nan")
-
-
-@njit(cache=True)
-def _number(before: Ints, tokens: Ints, offsets: Longs, n: int) -> tuple[Ints, int, int]:
-    """Number the pairs (number of the (n-1)-gram at i, token at i+n-1) by an open hash table with exact keys."""
-    capacity = 16
-    while capacity < 2 * len(tokens):
-        capacity *= 2
-    mask = np.uint64(capacity - 1)
-    keys = np.full(capacity, -1, np.int64)
-    numbers = np.empty(capacity, np.int32)
-    ids = np.full(len(tokens), -1, np.int32)
-    distinct = 0
-    total = 0
-    for sample in range(len(offsets) - 1):
-        for i in range(offsets[sample], offsets[sample + 1] - (n - 1)):
-            key = (np.int64(before[i]) << np.int64(32)) | np.int64(tokens[i + n - 1])
-            mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-            slot = (mixed ^ (mixed >> np.uint64(29))) & mask
-            while keys[slot] != -1 and keys[slot] != key:
-                slot = (slot + np.uint64(1)) & mask
-            if keys[slot] == -1:
-                keys[slot] = key
-                numbers[slot] = distinct
-                distinct += 1
-            ids[i] = numbers[slot]
-            total += 1
-    return ids, distinct, total
 
 
 @njit(cache=True)

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diversity import metrics
-from diversity.metrics import METRICS, METRICS_SCHEMA, PAPER_METRICS, Sequences, geometric, measure
+from diversity.metrics import METRICS, METRICS_SCHEMA, PAPER_METRICS, Sequences, geometric, measure, ngrams
 
 few = settings(max_examples=60, deadline=None)
 documents = st.lists(st.lists(st.integers(0, 6), max_size=14), min_size=1, max_size=9)
@@ -72,6 +72,18 @@ def test_ngrams_are_numbered_by_content_and_cross_no_border(rows, n):
     assert numbered.total == len(expected) == len(found)
     assert numbered.distinct == len(set(expected))
     assert len(set(zip(found.tolist(), expected))) == len(set(expected))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("first", [0, ngrams.MOST_TOKENS])
+def test_ngrams_of_many_tokens_are_numbered_in_order_of_appearance(n, first):
+    """Here there are many runs, and token ids that are looked up directly and not."""
+    rows = [[first + token for token in row] for row in zipf_documents(900, np.random.default_rng(7))]
+    seen = {}
+    expected = [seen.setdefault(gram, len(seen)) for row in rows for gram in grams(row, n)]
+    assert len(expected) > 2 * ngrams.RUN_PAIRS
+    numbered = csr(rows).ngrams(n)
+    assert numbered.ids[numbered.ids >= 0].tolist() == expected and numbered.distinct == len(seen)
 
 
 @few
