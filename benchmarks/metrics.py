@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=20_000, help="samples of the comparison over all pairs")
     parser.add_argument("--nltk", type=int, default=40, help="how many of the 1,000 samples nltk scores; its time is scaled up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=["against", "growth", "quadratic"], default=["against", "growth", "quadratic"])
     given = parser.parse_args(argv)
     generator = np.random.default_rng(0)
     texts = read_dataset(given.corpus).samples["response"].to_pylist() if given.corpus else made_up(4 * given.n, generator)
@@ -164,9 +165,12 @@ def main(argv: list[str] | None = None) -> None:
     with threadpool_limits(given.threads):
         self_bleu_each(Sequences(*WordEncoder().encode(texts[:50])))  # compiled once, outside the clock
         vendi(vectors[:300]), mean_pairwise_distance(vectors[:300]), mtld(Sequences(*WordEncoder().encode(["a b " * 60])))
-        against(texts, vectors, generator, given.nltk)
-        growth(texts, 4)
-        quadratic(vectors)
+        if "against" in given.parts:
+            against(texts, vectors, generator, given.nltk)
+        if "growth" in given.parts:
+            growth(texts, 4)
+        if "quadratic" in given.parts:
+            quadratic(vectors)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _build(context: Context, stage: Ingest) -> None:
 
 
 def _told(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in figures.items() if isinstance(count, int))
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in figures.items() if type(count) is int)
 
 
 @dataclass
