@@ -120,7 +120,8 @@ def _size(case: Case) -> Finding:
     have, stated = len(case.table), case.manifest.get("samples")
     if case.cell.control == "tokens":
         return found(have == stated, f"{have} samples, as the manifest says; the size is counted in tokens, see control")
-    return found(have == case.cell.size, f"{have} samples of {case.cell.size}")
+    wanted = case.cell.size or len(case.ground.tokens["response"])  # 0 is the whole corpus
+    return found(have == wanted, f"{have} samples of {wanted}")
 
 
 def _unique(case: Case) -> Finding:
@@ -131,6 +132,8 @@ def _unique(case: Case) -> Finding:
 
 def _corpus(case: Case) -> Finding:
     foreign = case.ids[case.rows < 0]
+    if "row" in case.table.column_names and (case.table.column("row").to_numpy() != case.rows).any():
+        return FAIL, "a pick names another row of the corpus than that of its id"
     return found(not len(foreign), f"{len(foreign)} samples that the corpus does not have{_example(foreign)}")
 
 

@@ -37,7 +37,7 @@ from ray_jobs.runtime import cache_folder, configure_process
 from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 from training.model_source import resolve_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray_jobs.certify")  # run as a program its own name is __main__
 
 BATCH = 4096
 

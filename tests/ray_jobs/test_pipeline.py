@@ -15,6 +15,7 @@ import pytest
 from diversity import dataset
 from diversity.artifact import Storage
 from diversity.samples import SAMPLE_SCHEMA
+from ray_jobs import certify
 from ray_jobs.runtime import main
 from training.sft import read_samples
 
@@ -143,6 +144,7 @@ def test_a_length_window_is_a_corpus_of_its_own(whole: Path, config: Path) -> No
     assert shared and all(frequencies[1][word] <= frequencies[0][word] for word in shared) and frequencies[0] != frequencies[1]
     plain = storage.at(datasets["random_n60_s0"]).manifest["content"]
     assert plain == storage.at(before["random_n60_s0"]).manifest["content"]
+    assert certify.main(arguments) == 0
 
 
 def test_picks_alone_are_read_through_to_the_corpus(whole: Path, config: Path) -> None:
@@ -159,6 +161,12 @@ def test_picks_alone_are_read_through_to_the_corpus(whole: Path, config: Path) -
         assert rows.column("chosen_for").equals(picks.column("chosen_for"))
         assert read_samples(whole / path).equals(rows.select(["sample_id", "messages"]))
     assert set(index["metrics"]) == set(index["datasets"])
+    assert certify.main(lean) == 0
+
+
+def test_every_dataset_is_certified_by_its_configuration(whole: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert certify.main([str(config), "--from-text"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("16 datasets: ")
 
 
 def test_the_same_command_again_makes_nothing(whole: Path, config: Path) -> None:
