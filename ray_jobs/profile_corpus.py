@@ -93,6 +93,8 @@ def plan(context: Context) -> Iterator[str]:
         estimate = ""
         if rows is not None and name.endswith("-macro"):
             estimate = f", about {estimate_seconds(rows, context.experiment.profile.topics):.0f} s on one core"
+        if rows is not None and name.endswith("-meso") and context.experiment.profile.tagger.name == "llm":
+            estimate = f", up to {rows:,} requests to {context.experiment.profile.tagger.model}, less what is answered already"
         yield f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}{estimate}"
 
 
