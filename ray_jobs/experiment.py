@@ -207,7 +207,10 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
     profile = resolved.get("profile")
     if isinstance(profile, dict) and isinstance(profile.get("tokenizers"), dict):
         tokenizers = {name: _model(f"profile.tokenizers.{name}", model, inside_job) for name, model in profile["tokenizers"].items()}
-        resolved["profile"] = {**profile, "tokenizers": tokenizers}
+        resolved["profile"] = profile = {**profile, "tokenizers": tokenizers}
+    if isinstance(profile, dict) and isinstance(profile.get("embedder"), dict) and "model" in profile["embedder"]:
+        model = _model("profile.embedder.model", profile["embedder"]["model"], inside_job)
+        resolved["profile"] = {**profile, "embedder": {**profile["embedder"], "model": model}}
     return resolved
 
 
