@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,8 +146,7 @@ class TiktokenEncoder:
         """
         import tiktoken
 
-        if name not in tiktoken.list_encoding_names():
-            raise ConfigError(f"unknown unit {name!r}{near_matches(name, ['word', *tiktoken.list_encoding_names()])}")
+        check_unit(name)
         try:
             self._encoding = tiktoken.get_encoding(name)
         except Exception as error:  # requests, hashes and files fail in as many ways
@@ -195,6 +194,19 @@ class WordEncoder:
     def contents(self) -> list[bytes]:
         """Return the words in the order of their numbers."""
         return [word.encode() for word in self._numbers]
+
+
+def check_unit(unit: str, others: Iterable[str] = ()) -> None:
+    """Check that a unit is `word`, one of tiktoken's encodings, or one of the others.
+
+    Raises:
+        ConfigError: it is none; the message names the near matches.
+    """
+    import tiktoken
+
+    known = ["word", *others, *tiktoken.list_encoding_names()]
+    if unit not in known:
+        raise ConfigError(f"unknown unit {unit!r}{near_matches(unit, known)}")
 
 
 def load_encoder(unit: str, folder: Path | None, *, exact: bool = True, check_on: Sequence[str] = ()) -> Encoder:

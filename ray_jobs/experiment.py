@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, trained, typing_parts
 from diversity.config import Config, ConfigError, near_matches, parse
 from diversity.embedders import EmbedderConfig
+from diversity.encoders import check_unit
 from diversity.samples import CorpusConfig
 from diversity.strategies import DIALLED, SelectionConfig, needs, refuse_control
 from diversity.taggers import TaggerConfig
@@ -125,6 +126,8 @@ class Experiment(Config):
             raise ValueError("evaluation.heldout is null, so leave the stage heldout out of stages")
         for cell in self.cells:
             refuse_control(cell)
+        for unit in {typing_parts(typing)[2] for typing in self.typings} - self.tokenizers.keys() - {WORD}:
+            check_unit(unit, self.profile.tokenizers)
         trained(self.cells, self.grid.train)
         return self
 

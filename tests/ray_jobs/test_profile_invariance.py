@@ -155,6 +155,8 @@ def test_another_tokenizers_folder_is_a_unit(table: pa.Table, tmp_path: Path, ra
     moved = shutil.copytree(folder, tmp_path / "moved")
     again = profiled(tmp_path / "b", table, 1, [typing], tokenizers.replace(str(folder), str(moved)))[typing]
     assert again.fingerprint == found.fingerprint
+    with pytest.raises(ConfigError, match="unknown unit 'smal': did you mean 'small'"):
+        profiled(tmp_path / "c", table, 1, ["response-micro@smal"], tokenizers)
     with pytest.raises(ConfigError, match="'word' can't be a unit"):
         profiled(tmp_path / "c", table, 1, [typing], f"profile.tokenizers={{word: '{folder}'}}")
 
