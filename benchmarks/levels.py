@@ -2,6 +2,7 @@
 
 A small size can't cover all types, and covers are not monotone in k: the scan for k_max asks every k that no bound refutes. Left: each
 question by a lazy queue over the pool of M, as it was. Right: by gains kept up to date, over a pool that shrinks with the scan.
+Times are CPU seconds.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 One `np.bincount` over the indices is the least that any algorithm which looks at every incidence once would take. The naive one
 counts all living incidences anew before each removal, by numpy. Without a corpus a generated one of 117,000 samples serves.
+Times are CPU seconds.
 """
 
 from __future__ import annotations

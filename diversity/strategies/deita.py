@@ -61,12 +61,11 @@ def accept(vectors: np.ndarray, size: int, threshold: int, accepted: np.ndarray,
         for first in range(0, known, 8192):
             passed &= (kept[first : min(first + 8192, known)] @ candidates.T).max(axis=0) <= threshold
         within = candidates @ candidates.T > threshold
-        new: list[int] = []
         for place in np.flatnonzero(passed):
-            if len(chosen) < size and not within[place, new].any():
+            if passed[place] and len(chosen) < size:
                 kept[len(chosen)] = candidates[place]
                 chosen.append(int(places[start + place]))
-                new.append(int(place))
+                passed &= ~within[place]
         if len(chosen) == size:
             break
     return np.array(chosen, dtype=np.int64)
