@@ -311,3 +311,23 @@ def test_the_cover_by_gain_equals_the_one_by_a_lazy_queue(incidence, closure, we
     assert one[2] == other[2]
     if one[2]:
         assert one[0].tolist() == other[0].tolist() and one[1].tolist() == other[1].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cover_by_gain_equals_the_lazy_queue_for_wide_samples(seed):
+    """Gains above and below the one from which candidates are listed."""
+    rng = np.random.default_rng(seed)
+    lists = [np.unique((rng.zipf(1.2, size=rng.integers(1, 120)) - 1) % 500) for _ in range(400)]
+    incidence = Incidence.from_lists(lists, 500).used()[0]
+    typed = typed_of(incidence)
+    assert incidence.lengths().max() > 40
+    allowed = np.flatnonzero(admissible(incidence, typed))
+    for k in (allowed[-1], allowed[len(allowed) * 2 // 3], allowed[len(allowed) // 5]):
+        pool = make_pool(typed, no_control(400), keys_of(400, seed), incidence.n_types)
+        counts = count_types(pool, k)
+        needed = len(_cover_greedy(pool, k, counts, np.array([400]))[0])
+        for quota in (400, needed, needed - 1, needed // 2):
+            one, other = (greedy(pool, k, counts, np.array([quota])) for greedy in (_cover_by_gain, _cover_greedy))
+            assert one[2] == other[2] == (quota >= needed)
+            if one[2]:
+                assert one[0].tolist() == other[0].tolist() and one[1].tolist() == other[1].tolist()
