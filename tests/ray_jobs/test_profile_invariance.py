@@ -46,8 +46,8 @@ def table() -> pa.Table:
     return pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=SAMPLE_SCHEMA)
 
 
-def profiled(folder: Path, table: pa.Table, parts: int, typings: list[str], *overrides: str) -> dict[str, Artifact]:
-    """Return the sealed typings of the samples, whose corpus lies in so many parts."""
+def given(folder: Path, table: pa.Table, parts: int, typings: list[str], *overrides: str) -> Context:
+    """Return an experiment over the samples, whose corpus lies in so many parts."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "e.yaml"
     settings = {
@@ -67,6 +67,12 @@ def profiled(folder: Path, table: pa.Table, parts: int, typings: list[str], *ove
         corpus.write(table.slice(start, stop - start), f"data/part-{number:05d}.parquet")
     corpus.seal({})
     context.corpus = corpus
+    return context
+
+
+def profiled(folder: Path, table: pa.Table, parts: int, typings: list[str], *overrides: str) -> dict[str, Artifact]:
+    """Return the sealed typings of the samples."""
+    context = given(folder, table, parts, typings, *overrides)
     profile_corpus.run(context)
     return {typing: profile_corpus.profile_artifact(context, typing) for typing in typings}
 
@@ -153,12 +159,12 @@ def test_another_tokenizers_folder_is_a_unit(table: pa.Table, tmp_path: Path, ra
     own_types = micro(table, "response-micro", folder=own, band=BAND).types
     assert content(found)["types"]["label"].to_pylist() != own_types["label"].to_pylist()
     moved = shutil.copytree(folder, tmp_path / "moved")
-    again = profiled(tmp_path / "b", table, 1, [typing], tokenizers.replace(str(folder), str(moved)))[typing]
-    assert again.fingerprint == found.fingerprint
+    again = given(tmp_path / "b", table, 1, [typing], tokenizers.replace(str(folder), str(moved)))
+    assert profile_corpus.profile_artifact(again, typing).fingerprint == found.fingerprint
     with pytest.raises(ConfigError, match="unknown unit 'smal': did you mean 'small'"):
-        profiled(tmp_path / "c", table, 1, ["response-micro@smal"], tokenizers)
+        given(tmp_path / "c", table, 1, ["response-micro@smal"], tokenizers)
     with pytest.raises(ConfigError, match="'word' can't be a unit"):
-        profiled(tmp_path / "c", table, 1, [typing], f"profile.tokenizers={{word: '{folder}'}}")
+        given(tmp_path / "c", table, 1, [typing], f"profile.tokenizers={{word: '{folder}'}}")
 
 
 @pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
