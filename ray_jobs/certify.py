@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diversity.artifact import Artifact
+from diversity.artifact import Artifact, ArtifactError
 from diversity.cell import Cell, typing_parts
 from diversity.certificate import Auditor, Verdict, certify_corpus, certify_order, certify_text, certify_typing
 from diversity.config import UserError
@@ -49,10 +49,17 @@ def certify(datasets: Sequence[SealedDataset], *, from_text: bool = False) -> li
         datasets: see `ray_jobs.sealed.find`.
         from_text: whether tokens and words are counted again from the text, with the plain Hugging Face tokenizer.
     """
-    verdicts: list[Verdict] = []
-    for _, group in itertools.groupby(sorted(datasets, key=lambda one: one.group), key=lambda one: one.group):
-        verdicts += _Audit(list(group), from_text).verdicts()
-    return list(dict.fromkeys(verdicts))
+    by_group: dict[str, dict[Artifact, SealedDataset]] = {}
+    for one in datasets:
+        by_group.setdefault(one.group, {})[one.artifact] = one
+    times = Counter(one.cell.name for group in by_group.values() for one in group.values())
+    verdicts = []
+    for number, group in enumerate(by_group.values(), start=1):
+        for found in _Audit(list(group.values()), from_text).verdicts():
+            # Several grounds in one table, as under the control length-window: what bears one name in two of them gets a number.
+            alone = len(by_group) == 1 or times[found.subject] == 1
+            verdicts.append(found if alone else replace(found, subject=f"{found.subject} [{number}]"))
+    return verdicts
 
 
 @dataclass
@@ -85,13 +92,13 @@ def _ground(sources: Sources, from_text: bool) -> tuple[Ground, list[Verdict]]:
     rows = sources.corpus.read(columns=["sample_id", "source"])
     ids = id_strings(rows.column("sample_id"))
     hashes, verdicts = certify_corpus(ids, _parts(sources.corpus, ["sample_id", *TEXTS]))
+    verdicts = [replace(found, detail=f"{found.detail} ({sources.corpus.uri})") for found in verdicts]
     logger.info("corpus: %d samples hashed", len(ids))
     types, tokens, positions, births, text_types = {}, {}, {}, {}, {}
     for typing, profile in sources.profiles.items():
         data = profile.read()
         if not np.array_equal(id_strings(data.column("sample_id")), ids):
-            verdicts.append(Verdict(f"typing {typing}", "df", FAIL, f"{profile.uri} has other rows than the corpus"))
-            continue
+            raise ArtifactError(f"{profile.uri} has other rows than {sources.corpus.uri}, so nothing can be held against it")
         table = profile.read("types").sort_by("type")
         sealed = _types(data, table)
         verdicts += certify_typing(typing, sealed, table, _band(profile))
@@ -228,8 +235,8 @@ def print_table(verdicts: Sequence[Verdict], datasets: int) -> None:
     for one in verdicts:
         by_subject.setdefault(one.subject, {})[one.property] = one
     signs = {PASS: "pass", FAIL: "FAIL", NOT_APPLICABLE: "n/a"}
-    for named in (lambda s: s == "corpus" or s.startswith("typing "), lambda s: s != "corpus" and not s.startswith("typing ")):
-        rows = {subject: found for subject, found in by_subject.items() if named(subject)}
+    grounds = {subject for subject in by_subject if subject.startswith(("corpus", "typing "))}
+    for rows in ({s: by_subject[s] for s in by_subject if s in grounds}, {s: by_subject[s] for s in by_subject if s not in grounds}):
         names = list(dict.fromkeys(name for found in rows.values() for name in found))
         wide = max((len(subject) for subject in rows), default=0)
         print(f"{'':{wide}}  " + "  ".join(names))

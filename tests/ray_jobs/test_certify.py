@@ -88,10 +88,24 @@ def test_the_literal_reading_passes_where_it_is_feasible(ground: Ground) -> None
 def test_a_length_window_holds_the_responses_of_its_corpus(tmp_path: Path) -> None:
     typings = ["response-micro", "instruction-micro"]
     grid = GridConfig(strategies=["random"], sizes=[30], controls=["length-window"])
+    both = []
     for window, fails in (((1, 500), set()), ((5, 9), {("random_n30_s0_length-window", "control")})):
         ground = seal_ground(Storage(f"{tmp_path}/{window[0]}"), typings, window)
         build(ground, SelectionConfig(), grid)
         assert failed(verdicts_of(ground, "e")) == fails
+        both += find([f"{ground.storage.uri}/experiments/e"])
+    together = certify(both + both)
+    assert failed(together) == {("random_n30_s0_length-window [2]", "control")}
+    assert {one.subject for one in together if one.subject.startswith("corpus")} == {"corpus [1]", "corpus [2]"}
+    assert len(together) == 2 * len(certify(both[:1]))
+
+
+def test_a_profile_of_another_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ground = seal_ground(Storage(str(tmp_path)), ["response-micro", "instruction-micro"])
+    build(ground, SelectionConfig(), GridConfig(strategies=["random"], sizes=[30]))
+    rewrite(ground.storage, "profile/p0", lambda table: table.slice(1))
+    assert main([f"{tmp_path}/experiments/e"]) == 1
+    assert "has other rows than" in capsys.readouterr().err
 
 
 def test_picks_are_certified_without_their_texts(tmp_path: Path) -> None:
