@@ -69,13 +69,13 @@ def k_center(n: int = 20_000, size: int = 200) -> Row:
     return row("k_center", f"N {n:,}, k {size}", "torch loop", slow, fast, common(ours, theirs), 3)
 
 
-def mig(n: int = 10_000, size: int = 200, labels: int = 4000) -> Row:
+def mig(n: int = 10_000, size: int = 200, labels: int = 2000) -> Row:
     """MIG over a graph of labels; the dense form is that of the published sampler."""
     random = np.random.default_rng(0)
     drawn = [np.unique((random.zipf(1.2, size=random.integers(1, 9)) - 1) % labels).astype(np.int32) for _ in range(n)]
     incidence, _ = Incidence.from_lists(drawn, labels).used()
     share = shares(incidence, random.uniform(0.2, 1, n))
-    build, graph = seconds(lambda: label_graph(incidence, vectors(n, 64), edge=0.7))
+    build, graph = seconds(lambda: label_graph(incidence, vectors(n, 64), edge=0.3))
     greedy(incidence, graph, share, 2)
     fast, (ours, _) = seconds(lambda: greedy(incidence, graph, share, size), 3)
     slow, theirs = seconds(lambda: dense_mig(incidence, graph, share, size))

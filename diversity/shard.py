@@ -87,6 +87,10 @@ class Shard:
         pool = pool[np.argsort(priorities(self.keys[pool], seed, tag), kind="stable")]
         return self._rows(pool[first_of_types(self.incidence.take(pool), kept, most)])
 
+    def pool_entries(self) -> np.ndarray:
+        """Return the births `(m,) int32` of its rows."""
+        return self.births
+
     def everything(self) -> Rows:
         """Return all rows, for what can't be done in parts."""
         return self._rows(np.arange(len(self.rows)))

@@ -16,7 +16,7 @@ import ray
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import Cell, GridConfig
 from diversity.strategies import needs
-from ray_jobs import dataset_tasks, length_window, profile_corpus
+from ray_jobs import dataset_tasks, length_window, profile_corpus, shards
 from ray_jobs.dataset_tasks import Sources
 from ray_jobs.runtime import Context, finished, main, once
 
@@ -124,7 +124,7 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
         context.connect()
         samples = ray.remote(dataset_tasks.load_samples).remote(sources)
         if unbuilt:
-            _build(sources, samples, {cell: datasets[cell] for cell in unbuilt})
+            _build(sources, samples, {cell: datasets[cell] for cell in unbuilt}, context.experiment.resources.shards)
             context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
         task = ray.remote(dataset_tasks.measure_dataset)
         finished(
@@ -137,18 +137,25 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
     context.index.add_many("metrics", {cell.name: artifact for cell, artifact in metrics.items()})
 
 
-def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact]) -> None:
-    """Prune, choose and write on the cluster; a dataset is sealed by the task that wrote and checked it."""
+def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count: int | None) -> None:
+    """Prune, choose (typed cells from so many shards, if a count is given) and write; the task that wrote a dataset checks and seals it."""
     loaded = {typing: ray.remote(dataset_tasks.load_typing).remote(sources, typing) for typing in sources.profiles}
     prune = ray.remote(dataset_tasks.prune_typing)
-    pruned = {typing: prune.remote(loaded[typing], samples, sources.selection, peel) for typing, peel in sources.peels.items()}
-    choose = ray.remote(dataset_tasks.choose)
+    apart = [cell for cell in unbuilt if count and shards.in_shards(cell, sources.selection)]
+    whole = [cell for cell in unbuilt if cell not in apart]
+    needed = _dialled(whole, sources.grid)
+    pruned = {typing: prune.remote(loaded[typing], samples, sources.selection, sources.peels[typing]) for typing in needed}
     picks: dict[Cell, Any] = {}
-    for _, group in itertools.groupby(unbuilt, key=lambda cell: (cell.strategy, cell.control)):
+    for typing in _dialled(apart, sources.grid):
+        cells = [cell for cell in apart if cell.strategy == typing]
+        options: Any = ray.remote(shards.choose_from_shards).options(num_returns=len(cells))
+        refs: Any = options.remote(sources, cells, count, typing not in pruned)
+        picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
+    choose = ray.remote(dataset_tasks.choose)
+    for _, group in itertools.groupby(whole, key=lambda cell: (cell.strategy, cell.control)):
         cells = list(group)
         needed = _dialled(cells, sources.grid)
-        options = choose.options(num_returns=len(cells))
-        refs: Any = options.remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
+        refs = choose.options(num_returns=len(cells)).remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
     finished("chosen", list(picks.values()), per_task=1)
     write = ray.remote(dataset_tasks.write_and_seal)

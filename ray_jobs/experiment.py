@@ -75,6 +75,7 @@ class ResourcesConfig(Config):
         driver_resource: whether drivers also ask for the custom resource `driver` (head or on-demand nodes of cluster.yaml).
         max_cpus: cores of the cluster at its full autoscaled size; None reads what it has now.
         max_gpus: GPUs of the cluster at its full autoscaled size; None reads what it has now.
+        shards: actors that hold the rows of a typing, from which typed cells are chosen; None: a task with all rows for each typing.
         wait_s: seconds to wait for resources before giving up with exit code 3.
         price_per_gpu_hour: for the cost in a sweep's plan, in any currency; None says none.
         price_per_cpu_hour: likewise, where runs have no GPU.
@@ -90,6 +91,7 @@ class ResourcesConfig(Config):
     driver_resource: bool = False
     max_cpus: float | None = Field(default=None, gt=0)
     max_gpus: float | None = Field(default=None, gt=0)
+    shards: int | None = Field(default=None, ge=1)
     wait_s: float = Field(default=600, ge=0)
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
     price_per_cpu_hour: float | None = Field(default=None, ge=0)

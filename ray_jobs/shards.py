@@ -5,21 +5,31 @@
     rows, chosen_for = select_sharded(typing, k, size, subset_seed)
 
 An actor holds its rows for as long as `shards` lives; no row leaves it but those that the coordinator, this process, asks for.
+`build_datasets` chooses so with `resources.shards`, wherever `in_shards` says that it can; the datasets are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact
+from diversity.cell import Cell, typing_parts
+from diversity.config import UserError
 from diversity.incidence import Incidence
-from diversity.keys import sample_keys
+from diversity.keys import content_priorities, sample_keys
+from diversity.levels import LevelPlan
 from diversity.shard import Shard
+from diversity.sharded import ShardedTyping, plan_sharded, prune_sharded, select_sharded
+from diversity.strategies import Picks, SelectionConfig, closure_of
+from diversity.strategies.typed import picks_of
 from ray_jobs.corpus_rows import CorpusRows
+from ray_jobs.dataset_tasks import Sources
 
 
 class ProfileShard(Shard):
@@ -54,5 +64,63 @@ def shards_of(profile: Artifact, count: int) -> RayShards:
     rows = CorpusRows.of(profile)
     bounds = [len(rows) * part // count for part in range(count + 1)]
     n_types = int(profile.manifest["M"])
-    actor = ray.remote(ProfileShard)
+    # No core is reserved: a coordinator that held one while it waits for its actors' could wait for ever.
+    actor: Any = ray.remote(ProfileShard).options(num_cpus=0, scheduling_strategy="SPREAD")
     return RayShards(tuple(actor.remote(rows, start, stop, n_types) for start, stop in zip(bounds, bounds[1:], strict=False)))
+
+
+def in_shards(cell: Cell, selection: SelectionConfig) -> bool:
+    """Return whether a cell can be chosen from shards: a typed strategy, peeled, without quotas or token budgets."""
+    plain = selection.algorithm == selection.type_order == "peel" and cell.control in ("none", "length-window")
+    if not plain or cell.typing is None:
+        return False
+    return not (typing_parts(cell.typing)[1] == "macro" and selection.outliers == "nearest")
+
+
+def choose_from_shards(sources: Sources, cells: Sequence[Cell], count: int, seal: bool) -> list[Picks] | Picks:
+    """Return the picks of cells of one typing, as `dataset_tasks.choose` does.
+
+    Args:
+        sources: what they are made from.
+        cells: of one typing, each such that `in_shards`.
+        count: of shards.
+        seal: whether the typing's peel is sealed here, where it is not sealed yet; else another task does it.
+
+    Raises:
+        UserError: a size or level can't be had.
+    """
+    name = cells[0].strategy
+    types = sources.profiles[name].read("types", columns=["type", "content", "label", "df"]).sort_by("type")
+    tie = content_priorities(types.column("content").to_pylist())
+    typing = prune_sharded(shards_of(sources.profiles[name], count), tie, closure_of(name, sources.selection))
+    if seal and not sources.peels[name].sealed:
+        _seal_peel(sources, name, typing, types)
+    sizes = sources.grid.sizes if sources.selection.kmin_from == "largest" else None
+    plans: dict[int, LevelPlan] = {}
+    picks = []
+    for cell in cells:
+        try:
+            if cell.size not in plans:
+                config, fractions = sources.selection, sorted(set(sources.grid.fractions))
+                plans.update(plan_sharded(typing, sizes or [cell.size], fractions, config.rho, config.kmin_from))
+            picks.append(_choose(typing, plans[cell.size], cell, sources.selection))
+        except UserError as error:
+            raise type(error)(f"{cell.name}: {error}") from None
+    return picks if len(picks) > 1 else picks[0]
+
+
+def _choose(typing: ShardedTyping, plan: LevelPlan, cell: Cell, selection: SelectionConfig) -> Picks:
+    assert cell.level is not None
+    level = plan.at(cell.level)
+    rows, reasons = select_sharded(typing, level.k_realised, cell.size, cell.subset_seed, selection.objective)
+    return picks_of(plan, level, rows, reasons, typing.position)
+
+
+def _seal_peel(sources: Sources, name: str, typing: ShardedTyping, types: pa.Table) -> None:
+    """Seal the peel as `dataset_tasks.prune_typing` does, births in a part for each shard."""
+    peel, manifest = sources.peels[name], sources.profiles[name].manifest
+    position = pa.array(typing.position, pa.int32())
+    peel.begin().write(types.append_column("position", position).select(["type", "content", "position", "label", "df"]))
+    for part, births in enumerate(typing.shards.each("pool_entries")):
+        peel.write(pa.table({"birth": pa.array(births, pa.int32())}), f"births/part-{part:05d}.parquet")
+    peel.seal({"typing": name, "M": len(typing.position), "nnz": manifest["nnz"], "algorithm": sources.selection.algorithm})

@@ -9,7 +9,7 @@ import numpy as np
 from diversity.cell import Cell
 from diversity.config import ConfigError
 from diversity.cover import cover_then_fill
-from diversity.levels import constant_order
+from diversity.levels import Level, LevelPlan, constant_order
 from diversity.strategies import Inputs, Picks, SelectionConfig
 
 
@@ -34,6 +34,11 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
         constant_order(inputs.sample_keys),
         config.objective,
     )
+    return picks_of(plan, level, rows, reasons, typed.position)
+
+
+def picks_of(plan: LevelPlan, level: Level, rows: np.ndarray, reasons: np.ndarray, position: np.ndarray) -> Picks:
+    """Return the picks of a level from what was taken for it, in any order, and the positions `(M,)` of the types."""
     ascending = np.argsort(rows)
     target = {
         "k_requested": level.k_requested,
@@ -47,7 +52,7 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
         rows=rows[ascending],
         chosen_for=reasons[ascending].astype(np.int32),
         pool_size=level.pool_size,
-        kept=typed.position <= level.k_realised,
+        kept=position <= level.k_realised,
         target=target,
     )
 

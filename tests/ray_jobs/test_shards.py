@@ -7,13 +7,17 @@ import pyarrow as pa
 import pytest
 
 from diversity.artifact import Storage
+from diversity.cell import Cell, GridConfig, expand
 from diversity.cover import cover_then_fill
-from diversity.incidence import Incidence
+from diversity.incidence import Incidence, Typing
 from diversity.keys import content_priorities, priorities, sample_keys
 from diversity.levels import constant_order, level_table
 from diversity.peel import TypedInputs, prune
 from diversity.sharded import plan_sharded, prune_sharded, select_sharded
-from ray_jobs.shards import shards_of
+from diversity.strategies import Inputs, SelectionConfig, select
+from diversity.typed import types_table
+from ray_jobs.dataset_tasks import Samples, Sources, prune_typing
+from ray_jobs.shards import choose_from_shards, in_shards, shards_of
 from tests.diversity.naive import no_control
 
 LEVELS = [Fraction(0), Fraction(1, 2), Fraction(1)]
@@ -31,7 +35,10 @@ def profile(tmp_path_factory):
     for part, (start, stop) in enumerate([(0, 900), (900, 1800), (1800, 2500)]):
         table = pa.table({"sample_id": ids[start:stop], "types": pa.array(types[start:stop], pa.list_(pa.int32()))})
         artifact.write(table, f"data/part-{part:05d}.parquet")
-    return artifact.seal({"M": incidence.n_types}), incidence, sample_keys(ids.tolist())
+    contents = [f"type {t}".encode() for t in range(incidence.n_types)]
+    labels = [content.decode() for content in contents]
+    artifact.write(types_table(contents, labels, incidence.df()), "types/part-00000.parquet")
+    return artifact.seal({"M": incidence.n_types, "nnz": incidence.nnz}), incidence, sample_keys(ids.tolist())
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -50,3 +57,34 @@ def test_actors_give_what_one_machine_gives(profile, ray_local, count):
         order = priorities(keys, 1, "sample")
         expected = cover_then_fill(typed, level.k_realised, plan.quota, no_control(2500), order, constant_order(keys))
         assert rows.tobytes() == expected[0].tobytes() and reasons.tobytes() == expected[1].tobytes()
+
+
+@pytest.mark.parametrize("kmin_from", ["each", "largest"])
+def test_cells_and_the_sealed_peel_are_those_of_one_machine(profile, ray_local, kmin_from):
+    artifact, incidence, keys = profile
+    selection = SelectionConfig(kmin_from=kmin_from)
+    grid = GridConfig(strategies=["response-micro"], sizes=[200, 300], levels=LEVELS)
+    typing = Typing("response-micro", incidence, *([t[name] for t in artifact.read("types").to_pylist()] for name in ("content", "label")))
+    peels = [artifact.storage.artifact("peel", f"{number}{kmin_from:0>31}") for number in range(2)]
+    samples = Samples(np.zeros(0), keys, np.zeros(2500, np.int32), ["a"], {"response": np.ones(2500, np.int32)})
+    pruned = prune_typing(typing, samples, selection, peels[0])
+    inputs = Inputs(keys, samples.tokens, samples.source, samples.source_names, {"response-micro": pruned}, grid)
+    cells = expand(grid, {})
+    assert len(cells) == 6 and all(in_shards(cell, selection) for cell in cells)
+    sources = Sources(artifact, {"response-micro": artifact}, {}, "", selection, grid, {"response-micro": peels[1]})
+    for cell, found in zip(cells, choose_from_shards(sources, cells, 3, True), strict=True):
+        expected = select(inputs, cell, selection)
+        assert found.rows.tobytes() == expected.rows.tobytes() and found.chosen_for.tobytes() == expected.chosen_for.tobytes()
+        assert (found.pool_size, found.target, found.kept.tolist()) == (expected.pool_size, expected.target, expected.kept.tolist())
+    for folder in ("data", "births"):
+        assert peels[0].read(folder).equals(peels[1].read(folder))
+
+
+def test_what_shards_can_not_do_is_left_to_one_task():
+    cell = Cell("response-micro", 10, Fraction(1))
+    assert in_shards(cell, SelectionConfig()) and in_shards(Cell("response-macro", 10, Fraction(1)), SelectionConfig(closure="loose"))
+    assert not in_shards(cell, SelectionConfig(algorithm="static"))
+    assert not in_shards(cell, SelectionConfig(type_order="random"))
+    assert not in_shards(Cell("response-micro", 10, Fraction(1), 0, "source-quota"), SelectionConfig())
+    assert not in_shards(Cell("random", 10, None), SelectionConfig())
+    assert not in_shards(Cell("response-macro", 10, Fraction(1)), SelectionConfig(outliers="nearest"))
