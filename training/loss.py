@@ -75,10 +75,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         of_weight, of_bias = ctx.dtypes
+        # In place: a second tensor as large as the weight would cost more than the multiplication. Nobody goes backwards twice.
         return (
-            None if grad_hidden is None else grad_hidden * grads[0],
-            None if grad_weight is None else (grad_weight * grads[0]).to(of_weight),
-            None if grad_bias is None else (grad_bias * grads[0]).to(of_bias),
+            None if grad_hidden is None else grad_hidden.mul_(grads[0]),
+            None if grad_weight is None else grad_weight.mul_(grads[0]).to(of_weight),
+            None if grad_bias is None else grad_bias.mul_(grads[0]).to(of_bias),
             None,
             None,
         )
