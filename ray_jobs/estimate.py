@@ -39,7 +39,8 @@ class Speed:
             manifest: dict[str, Any] = model.manifest
             speeds.append(manifest["response_tokens"] / max(manifest["train_s"], 1e-9))
             scoring = scores.manifest["seconds"] if scores is not None and scores.sealed else 0.0
-            besides.append(manifest.get("setup_s", 0.0) + scoring)
+            first_step = manifest.get("setup", {}).get("first_step_s", 0.0)  # counted in both
+            besides.append(manifest.get("setup_s", 0.0) - first_step + scoring)
         if not speeds:
             return None
         return cls(len(speeds), sum(speeds) / len(speeds), min(speeds), max(speeds), sum(besides) / len(besides))

@@ -29,7 +29,7 @@ from training.ray_worker import Task, has_weights, remove_weights
 
 logger = logging.getLogger(__name__)
 
-SCORES_VERSION = 2
+SCORES_VERSION = 3
 PLAN_LINES = 20  # of a plan that are logged before it is followed; --dry-run prints all
 
 

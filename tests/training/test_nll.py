@@ -179,6 +179,7 @@ def test_strata_are_the_naive_means_over_their_tokens(table: pa.Table, encoder: 
     assert set(kinds) == set(METRICS)
     for split in ("in", "out"):
         literal: dict[str, list[float]] = {kind: [] for kind in kinds}
+        shares: list[float] = []
         for row in table.to_pylist():
             sample = encoder.encode(row["messages"])
             if row["split"] != split or sample.response_tokens < 20:
@@ -186,11 +187,13 @@ def test_strata_are_the_naive_means_over_their_tokens(table: pa.Table, encoder: 
             with torch.no_grad():
                 logits = tiny_model(torch.from_numpy(sample.input_ids.astype(np.int64))[None]).logits[0].log_softmax(-1)
             losses = [(int(t), -float(logits[i - 1, t])) for i, t in enumerate(sample.labels.tolist()) if t != NO_LABEL]
+            shares.append(np.mean([token in seen for token, _ in losses if token != end]))
             for kind, holds in kinds.items():
                 mine = [loss for token, loss in losses if token != end and holds(token)]
                 literal[kind] += [np.mean(mine)] if mine else []
         rows = {row["metric"]: row for row in found if row["split"] == split}
-        assert set(rows) == {"nll", *(kind for kind, values in literal.items() if values)}
+        assert set(rows) == {"nll", "seen_share", *(kind for kind, values in literal.items() if values)}
+        assert rows["seen_share"]["value"] == pytest.approx(np.mean(shares)) and 0 < rows["seen_share"]["value"] < 1
         assert {"nll_high", "nll_mid", "nll_low", "nll_mid_seen", "nll_mid_unseen"} < set(rows)
         for kind, values in literal.items():
             assert rows[kind]["value"] == pytest.approx(np.mean(values), abs=1e-5) and rows[kind]["n"] == len(values)

@@ -56,7 +56,7 @@ def evaluate(subject: Subject, config: NllConfig) -> Iterator[Score]:
 
     The standard error is that of a mean over prompt groups. The score on `out` is the primary one: on `in`, a model is rewarded for
     likeness to the corpus. Where it is known what the model was trained on, the same follows by kind of token (`strata.METRICS`): each
-    macro-averaged over the samples that have such tokens.
+    macro-averaged over the samples that have such tokens. `seen_share` is the share of a response's tokens that the dataset has.
     """
     strata = subject.trained_on.strata(subject.encoder) if subject.trained_on and config.strata else None
     for split, samples in subject.splits.items():
@@ -82,6 +82,10 @@ def evaluate(subject: Subject, config: NllConfig) -> Iterator[Score]:
             if have.any():
                 mean, se = mean_and_error(found.sums[have][:, codes].sum(1) / counts[have], groups[have])
                 yield Score(split, metric, mean, se, int(have.sum()), higher_is_better=False)
+        if strata and (texts := found.counts[:, 1:].sum(1) > 0).any():
+            share = found.counts[texts][:, METRICS["nll_seen"]].sum(1) / found.counts[texts, 1:].sum(1)
+            mean, se = mean_and_error(share, groups[texts])
+            yield Score(split, "seen_share", mean, se, int(texts.sum()), higher_is_better=True)
 
 
 def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfig) -> tuple[np.ndarray, list[Encoded]]:

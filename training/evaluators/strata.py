@@ -1,7 +1,8 @@
 """Kinds of tokens: by document frequency in the corpus, and by seen or unseen in the dataset that a run was trained on.
 
 Choosing samples for the types they cover lowers the NLL of rare tokens by itself, whatever else it does. Figures by kind of token tell
-"knows the token" from "answers better".
+"knows the token" from "answers better". The bands hold the same tokens for every run; seen and unseen do not: a dataset that covers
+more has rarer tokens among those seen and the rarest alone among those unseen, so both figures can rise where no token got worse.
 """
 
 from __future__ import annotations
