@@ -102,7 +102,7 @@ def dense_mig(incidence: Incidence, graph: LabelGraph, share: np.ndarray, size: 
     return chosen
 
 
-def facility_location(n: int = 20_000, size: int = 200) -> Row:
+def facility_location(n: int = 20_000, size: int = 50) -> Row:
     """Peak memory of the lazy greedy in a process of its own; the full matrix alone would take 4 n^2 bytes."""
     command = [sys.executable, "-m", "benchmarks.baselines", "--child", json.dumps([n, size])]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
