@@ -124,7 +124,8 @@ def fine_tune(
     ceiling = world_size * matmul_ceiling(job.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     clock.lap("ceiling_s")
     progress = Progress(len(data.steps), done, ceiling=ceiling, speaks=rank == 0)
-    trackers = track(rows) if track and rank == 0 else None
+    trackers = track([_with_pace(row, ceiling) for row in rows]) if track and rank == 0 else None
+    failed = True
     try:
         for step in range(done, len(data.steps)):
             row = _one_step(engine, job, data, step, rank, world_size)
@@ -134,16 +135,20 @@ def fine_tune(
                 clock.lap("first_step_s")
             progress.tell(rows)
             if trackers:
-                pace = {"tokens_per_s": row["tokens"] / row["seconds"], "mfu": row["flops"] / row["seconds"] / ceiling}
-                trackers.step({**row, **pace})
+                trackers.step(_with_pace(row, ceiling))
             every = job.sft.checkpoint_every
             if checkpoint and every and (step + 1) % every == 0 and step + 1 < len(data.steps):
                 checkpoint(engine, step + 1, rows)
+        failed = False
     finally:
         if trackers:
-            trackers.close()
+            trackers.close(failed=failed)
     figures = summary(data.counts, data.steps, rows, clock.laps, ceiling)
     return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat_template, figures)
+
+
+def _with_pace(row: dict[str, Any], ceiling: float) -> dict[str, Any]:
+    return {**row, "tokens_per_s": row["tokens"] / row["seconds"], "mfu": row["flops"] / row["seconds"] / ceiling}
 
 
 class Clock:

@@ -59,8 +59,8 @@ class Tracker(Protocol):
     def step(self, number: int, figures: Mapping[str, float]) -> None:
         """Enter one step's figures."""
 
-    def close(self) -> None:
-        """Write out what is left."""
+    def close(self, failed: bool) -> None:
+        """Write out what is left, and say how it ended."""
 
 
 class Trackers:
@@ -75,10 +75,10 @@ class Trackers:
         for place in self.places:
             place.step(int(row["step"]), figures)
 
-    def close(self) -> None:
-        """Write out what is left."""
+    def close(self, *, failed: bool = False) -> None:
+        """Write out what is left, and say whether the run failed."""
         for place in self.places:
-            place.close()
+            place.close(failed)
 
 
 def open_trackers(config: TrackersConfig, folder: Path, run: str, about: Mapping[str, Any], past: Sequence[Mapping[str, Any]]) -> Trackers:
@@ -115,7 +115,7 @@ class _TensorBoard:
         for name, value in figures.items():
             self.writer.add_scalar(f"train/{name}", value, number)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self.writer.close()
 
 
@@ -151,8 +151,8 @@ class _Mlflow:
         for name, value in figures.items():
             self.client.log_metric(self.run_id, f"train/{name}", value, step=number)
 
-    def close(self) -> None:
-        self.client.set_terminated(self.run_id)
+    def close(self, failed: bool) -> None:
+        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
 
 class _Wandb:
@@ -174,8 +174,8 @@ class _Wandb:
     def step(self, number: int, figures: Mapping[str, float]) -> None:
         self.run.log({f"train/{name}": value for name, value in figures.items()}, step=number)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 def _wanted(module: str, key: str, package: str) -> Any:

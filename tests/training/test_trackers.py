@@ -69,14 +69,15 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny, which the extra `trackers` brings")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder in place of a server
     config = TrackersConfig(mlflow=MlflowConfig(tracking_uri=(tmp_path / "mlruns").as_uri()))
-    for part in (ROWS[:2], ROWS[2:]):
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    for part, failed in ((ROWS[:2], True), (ROWS[2:], False)):
         told = open_trackers(config, tmp_path / "tensorboard", "the-run", {"lr": 1e-3}, [])
         for row in part:
             told.step(row)
-        told.close()
-    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
-    (found,) = client.search_runs([client.get_experiment_by_name("sft-diversity").experiment_id])
-    assert found.data.params == {"lr": "0.001"} and found.info.status == "FINISHED"
+        told.close(failed=failed)
+        (found,) = client.search_runs([client.get_experiment_by_name("sft-diversity").experiment_id])
+        assert found.info.status == ("FAILED" if failed else "FINISHED")
+    assert found.data.params == {"lr": "0.001"}
     assert [m.value for m in client.get_metric_history(found.info.run_id, "train/loss")] == [3.0, 2.0, 1.0, 0.0]
 
 
