@@ -18,7 +18,7 @@ from diversity.embedders.model_folder import model_folder, pool
 from diversity.embedders.onnx_int8 import identity as int8_identity
 from diversity.embedders.onnx_int8 import int8_forward
 
-BUDGET_CPU, BUDGET_GPU = 4096, 65_536
+BUDGET_CPU, BUDGET_INT8, BUDGET_GPU = 4096, 1024, 65_536  # int8 attention is written out: more does not fit the cache
 
 
 class TransformerEmbedder:
@@ -44,6 +44,7 @@ class TransformerEmbedder:
         self._max_tokens = min(limit for limit in limits if limit)
         self._budget = BUDGET_GPU if self._device == "cuda" else BUDGET_CPU
         if config.precision == "int8":
+            self._budget = BUDGET_INT8
             self._forward = int8_forward(model)
         else:
             self._model = self._loaded(model.weights, config.precision)
