@@ -24,7 +24,7 @@ class Sequences:
     """Token sequences of one side, with their n-grams numbered once for all metrics that count them.
 
     Raises:
-        ValueError: offsets that don't run from 0 to the number of tokens in ascending order, or a negative token.
+        ValueError: offsets that don't run from 0 to the number of tokens in ascending order, a negative token, or 2^31 tokens.
     """
 
     def __init__(self, tokens: NDArray[np.integer], offsets: NDArray[np.integer]) -> None:
@@ -32,6 +32,8 @@ class Sequences:
         self.offsets: Longs = np.ascontiguousarray(offsets, dtype=np.int64)
         if len(self.offsets) < 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens) or (np.diff(self.offsets) < 0).any():
             raise ValueError(f"offsets must ascend from 0 to {len(self.tokens)}, the number of tokens")
+        if len(self.tokens) >= 1 << 31:
+            raise ValueError("more than 2^31 tokens: measure a part")
         if len(self.tokens) and self.tokens.min() < 0:
             raise ValueError("a token id is never negative")
         self._numbered: list[Ngrams] = []
@@ -195,7 +197,7 @@ def _count_by_sample(ids: Ints, offsets: Longs, distinct: int, n: int) -> tuple[
     rows = np.zeros(len(offsets), np.int64)
     out_ids = np.empty(len(ids), np.int32)
     counts = np.empty(len(ids), np.int32)
-    place = np.full(distinct, -1, np.int64)
+    place = np.full(distinct, -1, np.int32)  # an index into less than 2^31 tokens
     used = 0
     for sample in range(len(offsets) - 1):
         start = used
@@ -213,23 +215,22 @@ def _count_by_sample(ids: Ints, offsets: Longs, distinct: int, n: int) -> tuple[
 @njit(cache=True)
 def _clipped_matches(rows: Longs, ids: Ints, counts: Ints, distinct: int) -> Longs:
     """Return for each sample the sum over its n-grams of min(count here, largest count in another sample)."""
-    largest = np.zeros(distinct, np.int32)
-    second = np.zeros(distinct, np.int32)
-    owner = np.full(distinct, -1, np.int64)
+    # Largest count, second largest, and whose the largest is: side by side, since each n-gram's are fetched from far apart.
+    best = np.zeros((distinct, 4), np.int32)
     for sample in range(len(rows) - 1):
         for j in range(rows[sample], rows[sample + 1]):
-            gram = ids[j]
-            if counts[j] > largest[gram]:
-                second[gram] = largest[gram]
-                largest[gram] = counts[j]
-                owner[gram] = sample
-            elif counts[j] > second[gram]:
-                second[gram] = counts[j]
+            own = best[ids[j]]
+            if counts[j] > own[0]:
+                own[1] = own[0]
+                own[0] = counts[j]
+                own[2] = sample
+            elif counts[j] > own[1]:
+                own[1] = counts[j]
     matched = np.zeros(len(rows) - 1, np.int64)
     for sample in range(len(rows) - 1):
         for j in range(rows[sample], rows[sample + 1]):
-            elsewhere = second[ids[j]] if owner[ids[j]] == sample else largest[ids[j]]
-            matched[sample] += min(counts[j], elsewhere)
+            own = best[ids[j]]
+            matched[sample] += min(counts[j], own[1] if own[2] == sample else own[0])
     return matched
 
 
