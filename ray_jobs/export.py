@@ -96,7 +96,8 @@ def absolute(path: str) -> str:
 
 def summary(exported: Sequence[Exported], format: str, folder: str) -> str:
     """Return what was written, in a few lines."""
-    lines = [f"{folder}: {sum(one.samples for one in exported):,} samples of {len(exported)} datasets as {format}"]
+    samples, many = sum(one.samples for one in exported), "s" * (len(exported) > 1)
+    lines = [f"{folder}: {samples:,} samples of {len(exported)} dataset{many} as {format}"]
     for one in exported:
         lines += [f"{one.name}: {count:,} left out: {reason}" for reason, count in one.left_out.most_common()]
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def test_a_dataset_is_exported_under_its_cell_s_name(runs: Path, tmp_path: Path,
         for what in (folder, f"{folder}/", folder / "manifest.json"):
             assert main([str(what), "--format", "alpaca", "--out", f"{tmp_path}/out", "--overwrite"]) == 0
             assert files(tmp_path / "out") == {f"{cell.name}.jsonl"}, "a level read from a manifest spells the same name"
-    assert f"{tmp_path}/out: 3 samples of 1 datasets as alpaca" in capsys.readouterr().out
+    assert f"{tmp_path}/out: 3 samples of 1 dataset as alpaca" in capsys.readouterr().out
 
 
 def test_an_experiment_exports_all_its_cells(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
