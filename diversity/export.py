@@ -259,7 +259,7 @@ def _batches(artifact: Artifact, columns: Sequence[str] = DATASET_SCHEMA.names) 
     filesystem, _ = artifact.storage.filesystem()
     manifest = artifact.manifest
     if not manifest.get("materialised", True):
-        corpus, picks = artifact.storage.at(manifest["corpus"]), artifact.read()
+        corpus, picks = artifact.storage.at(manifest["made_from"]["corpus"]), artifact.read()
         for start in range(0, len(picks), THROUGH_ROWS):
             table = through_to(corpus, picks.slice(start, THROUGH_ROWS), columns)
             yield from (table.slice(row, BATCH_ROWS) for row in range(0, len(table), BATCH_ROWS))

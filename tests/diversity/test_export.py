@@ -237,7 +237,7 @@ def test_a_dataset_of_picks_is_read_through_to_its_corpus(tmp_path: Path, format
     picks = storage.artifact("datasets", "picks").begin()
     dataset.write_picks(np.array([row["sample_id"] for row in rows], "S32"), {picks: Choice(chosen, np.full(4, 7, np.int32))})
     whole = sealed(storage, [rows[i] for i in chosen])
-    picks.seal({**whole.manifest, "materialised": False, "corpus": corpus.path})
+    picks.seal({**whole.manifest, "materialised": False, "made_from": {"corpus": corpus.path}})
     suffix = FORMATS[format].suffix
     for name, artifact in (("picks", picks), ("whole", whole)):
         export_file(artifact, f"{tmp_path}/{name}{suffix}", format)
