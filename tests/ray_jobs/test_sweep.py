@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from diversity.cell import Cell
 from diversity.config import UserError
 from diversity.dataset import content_hash, id_array
 from diversity.samples import sample_id
-from ray_jobs import build_datasets, heldout, profile_corpus, sweep, trials
+from ray_jobs import build_datasets, frames, heldout, profile_corpus, sweep, trials
 from ray_jobs.experiment import Experiment
 from ray_jobs.runtime import Context, ResourcesNotAvailable
 from training.ray_worker import has_weights
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -115,6 +117,7 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
                 "checkpoint_every": 2,
                 "max_failures": 0,
             },
+            "evaluation": {"evaluators": ["nll", {"name": "generate", "max_new_tokens": 4, "max_samples": 2}]},
             "resources": {"use_gpu": False, "cpus_per_rank": 0.9, "driver_cpus": 0.1},
         }
     )
@@ -150,16 +153,53 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
         scores = one.task.scores.read().to_pylist()
         assert {(row["split"], row["n"]) for row in scores if row["metric"] == "nll"} == {("in", 3), ("out", 3)}
         assert {row["metric"] for row in scores} >= {"nll", "nll_high", "nll_low", "nll_seen"}
+        answers = one.task.scores.read("responses").to_pylist()
+        assert [row["split"] for row in answers] == ["in", "in", "out", "out"] and {row["run"] for row in answers} == {one.task.run}
         assert len(one.task.scores.read("samples")) == 6 and one.task.scores.manifest["profile"] == "profile/response-micro"
         assert one.task.scores.manifest["content"] == one.task.content
         assert not has_weights(one.task.model)
         assert not context.storage.exists(f"train/{one.task.run}")
+
+    _check_frame(context, every)
+    _run_the_docs(context)
 
     # Sealed runs are no trials: nothing is trained again, and the plan says so.
     before = {one.task.run: one.task.model.manifest for one in every}
     sweep.run(context)
     assert {one.task.run: one.task.model.manifest for one in sweep.runs(context)} == before
     assert "2 runs, 2 sealed, 0 to do" in next(iter(sweep.plan(context)))
+
+
+def _run_the_docs(context: Context) -> None:
+    """Run every line of the page on analysing a sweep, on this one."""
+    rows = [{"cell": key, "evaluator": "nll", "metric": "nll", "value": 1.0} for key in context.index.read()["scores"]]
+    results = sealed(context.storage.artifact("results", "r"), pa.table({"x": [0]}))
+    results.write(pa.Table.from_pylist(rows), "results.parquet")
+    context.index.add("results", None, results)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "analyse-results.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 5
+    given = {"context": context}
+    for block in blocks:
+        exec(re.sub(r'experiment = "[^"]+"', "experiment = context", block), given)
+    assert given["best"].error is None and len(given["trials"]) == 2 and len(given["frame"]) == 3 and len(given["kinds"]) >= 3
+
+
+def _check_frame(context: Context, every: list[sweep.Run]) -> None:
+    """The frame has Tune's columns with Tune's values, a row for each cell, and the same scores without Tune's folder."""
+    trials_frame = frames.result_grid(context).get_dataframe().set_index("config/run/run")
+    frame = frames.results_frame(context)
+    assert set(frame["config/run/cell"]) == set(context.index.read()["scores"]) and frame["sealed"].all() and len(frame) == 3
+    assert set(trials_frame.columns) < set(frame.columns)
+    for row in frame.to_dict("records"):
+        trial = trials_frame.loc[row["config/run/run"]]
+        for name in ("scores/nll/out/nll", "scores/nll/in/nll_high", "train_s", "steps", "last_loss", "trial_id", "time_total_s"):
+            assert row[name] == trial[name], name
+    folder = Path(context.storage.uri) / "tune"
+    folder.rename(folder.with_name("elsewhere"))
+    bare = frames.results_frame(context)
+    folder.with_name("elsewhere").rename(folder)
+    kept = ["config/run/cell", "config/run/strategy", "scores/nll/out/nll", "train_s", "score_s"]
+    assert bare[kept].equals(frame[kept]) and "trial_id" not in bare
 
 
 def demand(**changes: Any) -> trials.Demand:
