@@ -1,7 +1,8 @@
 """Inputs and storage in an object store: pyarrow's own S3 client against moto's server, an outside program.
 
-moto can't be installed beside this project (it wants an older python-dateutil), so it is looked for on the PATH, or in the variable
-SFT_DIVERSITY_MOTO_SERVER: `python -m venv s3 && s3/bin/pip install moto flask flask-cors`, then `s3/bin/moto_server`.
+moto can't be installed beside this project (it wants an older python-dateutil), so the variable SFT_DIVERSITY_MOTO_SERVER names it:
+`python -m venv s3 && s3/bin/pip install moto flask flask-cors`, then `s3/bin/moto_server`. One that merely is on the PATH is not taken:
+old versions can't finish pyarrow's uploads in parts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -39,9 +39,9 @@ ROWS = [{"instruction": f"ask {i}", "output": f"answer {i % 7} \u2028 ünï"} fo
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Return host:port of an S3 server with an empty bucket `data`."""
-    program = os.environ.get("SFT_DIVERSITY_MOTO_SERVER") or shutil.which("moto_server")
+    program = os.environ.get("SFT_DIVERSITY_MOTO_SERVER")
     if not program:
-        pytest.skip("needs moto_server on the PATH or in SFT_DIVERSITY_MOTO_SERVER")
+        pytest.skip("needs moto_server, named by SFT_DIVERSITY_MOTO_SERVER")
     address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [program, "-H", "127.0.0.1", "-p", address.rpartition(":")[2]]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
