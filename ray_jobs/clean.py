@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from diversity.artifact import KINDS, MANIFEST, Artifact, Storage
 from diversity.config import ConfigError, UserError
-from ray_jobs.runtime import Index
+from ray_jobs.runtime import Index, absolute
 from ray_jobs.status import experiments
 
 PATH = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{32}}")
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("storage", help="a storage's folder or URI")
     parser.add_argument("--yes", action="store_true", help="remove them")
     given = parser.parse_args(argv)
-    storage = Storage(given.storage if "://" in given.storage else str(Path(given.storage).expanduser().absolute()))
+    storage = Storage(absolute(given.storage))
     try:
         if not experiments(storage):
             raise ConfigError(f"{storage.uri} has no experiments/<name>/index.json: it is no storage, or nothing in it could be told apart")

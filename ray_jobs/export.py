@@ -18,7 +18,7 @@ from diversity.config import UserError
 from diversity.export import FORMATS, export
 from diversity.export_card import Exported, cell_of
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Index, configure_process, inside_job
+from ray_jobs.runtime import Index, absolute, configure_process, inside_job
 
 INDEX = "index.json"
 
@@ -87,11 +87,6 @@ def _of_index(index: Index, patterns: Sequence[str] | None, hint: str) -> dict[s
             raise UserError(f"--cells {pattern!r} names none of {len(datasets)} cells, e.g. {min(datasets)}")
     wanted = [name for name in datasets if patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: index.storage.at(datasets[name]) for name in sorted(wanted)}
-
-
-def absolute(path: str) -> str:
-    """Return a local path in absolute form, and a URI as it is, without slashes at the end."""
-    return (path if "://" in path else str(Path(path).expanduser().absolute())).rstrip("/")
 
 
 def summary(exported: Sequence[Exported], format: str, folder: str) -> str:

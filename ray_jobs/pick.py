@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import posixpath
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -30,8 +29,8 @@ from diversity.strategies import DIALLED, STRATEGIES
 from diversity.tokens import PAPER_N
 from ray_jobs import build_datasets, ingest
 from ray_jobs.experiment import Experiment, resolve_paths
-from ray_jobs.export import absolute, summary
-from ray_jobs.runtime import Context, cache_folder, configure_process, inside_job, run_stage, user_error
+from ray_jobs.export import summary
+from ray_jobs.runtime import Context, absolute, cache_folder, configure_process, exit_code, inside_job, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Pick, print what was picked, and write it; return the exit code."""
     given = arguments(argv)
     configure_process()
-    try:
-        pick(given)
-    except Exception as error:
-        found = user_error(error)
-        if found is None:
-            raise
-        print(f"pick: {found}", file=sys.stderr)
-        return found.exit_code
-    return 0
+    return exit_code("pick", lambda: pick(given))
 
 
 def pick(given: argparse.Namespace) -> Artifact:

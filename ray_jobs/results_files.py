@@ -14,7 +14,7 @@ from diversity.config import ConfigError
 from diversity.effects.comparing import common_scores, of_score
 from diversity.effects.schema import SCORE, Row, scored_rows
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import inside_job
+from ray_jobs.runtime import absolute, inside_job
 
 FILE = "results.parquet"
 TARGET_HELP = "CONFIG.yaml, <storage>/experiments/<name>, <storage>/results/<fingerprint>, or a results.parquet"
@@ -65,8 +65,7 @@ def _place(target: str) -> tuple[str, str, str]:
     if target.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(target), [], inside_job=inside_job())
         target = f"{experiment.storage}/experiments/{experiment.experiment}"
-    path = target.rstrip("/").removesuffix("/index.json")
-    path = path if "://" in path else str(Path(path).expanduser().absolute())
+    path = absolute(target.rstrip("/").removesuffix("/index.json"))
     if path.endswith(".parquet"):
         folder, file = posixpath.split(path)
         return posixpath.basename(folder), folder, file

@@ -44,6 +44,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
 
 
+def absolute(path: str) -> str:
+    """Return a local path in absolute form, and a URI as it is, without slashes at the end."""
+    return (path if "://" in path else str(Path(path).expanduser().absolute())).rstrip("/")
+
+
 def inside_job() -> bool:
     """Return whether this process is the entrypoint of a submitted Ray job."""
     return JOB_VARIABLE in os.environ
@@ -253,19 +258,28 @@ def main(stage: str, argv: list[str] | None = None) -> int:
     """
     configure_process()
     given = arguments(stage, argv)
-    try:
+
+    def work() -> None:
         experiment = load_experiment(given.config, given.overrides, inside_job=inside_job())
         context = Context(experiment, given.config, tuple(given.overrides))
         if given.dry_run:
             print_plan(context, [stage] if stage != "pipeline" else experiment.stages)
-            return 0
+            return
         context.storage.check_writable()
         run_stage(context, stage)
+
+    return exit_code(stage, work)
+
+
+def exit_code(name: str, work: Callable[[], object]) -> int:
+    """Do the work and return 0; what a person can mend is told in one line, under the command's name, and its exit code returned."""
+    try:
+        work()
     except Exception as error:
         found = user_error(error)
         if found is None:
             raise
-        print(f"{stage}: {found}", file=sys.stderr)
+        print(f"{name}: {found}", file=sys.stderr)
         return found.exit_code
     return 0
 

@@ -23,7 +23,7 @@ from diversity.strategies import SelectionConfig, needs
 from ray_jobs import build_datasets, length_window, profile_corpus
 from ray_jobs.dataset_tasks import Sources, made_from
 from ray_jobs.experiment import Experiment, load_experiment
-from ray_jobs.runtime import Context, inside_job
+from ray_jobs.runtime import Context, absolute, inside_job
 
 CONFIG_HELP = "with key=value …: how datasets were made that were sealed before their manifests said it"
 
@@ -129,8 +129,7 @@ def _of_target(target: str, overrides: list[str], settings: Experiment | None) -
     if target.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(target), overrides, inside_job=inside_job())
         return of_experiment(Context(experiment, Path(target), tuple(overrides)))
-    folder = target.rstrip("/")
-    folder = folder if "://" in folder else str(Path(folder).expanduser().absolute())
+    folder = absolute(target)
     if folder.endswith("/index.json") or Storage(folder).exists("index.json"):
         return _of_index(folder.removesuffix("/index.json"), settings)
     parent, fingerprint = posixpath.split(folder)

@@ -18,7 +18,7 @@ from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.experiment import load_experiment
 from ray_jobs.ingest import ingested_artifact
-from ray_jobs.runtime import Context, Index, inside_job
+from ray_jobs.runtime import Context, Index, absolute, inside_job
 
 COLUMNS = ("ingested", "corpus", "heldout", "profile", "datasets", "metrics", "scores", "report")
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             context = Context(experiment, Path(given.target), tuple(given.overrides))
             lines: Iterable[str] = [json.dumps(list(stages(context)))] if given.json else of_experiment(context)
         else:
-            lines = of_storage(Storage(given.target if "://" in given.target else str(Path(given.target).expanduser().absolute())))
+            lines = of_storage(Storage(absolute(given.target)))
         for line in lines:
             print(line)
     except UserError as error:
