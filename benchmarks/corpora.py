@@ -52,7 +52,7 @@ def real_incidence(path: Path, side: str, limit: int | None = None) -> Incidence
     """
     from diversity.notebook import typed
     from diversity.tokens import BandConfig
-    from ray_jobs.runtime import cache_folder
+    from ray_jobs.process import cache_folder
     from training.model_source import resolve_model
 
     texts = _texts(path)

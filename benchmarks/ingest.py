@@ -25,7 +25,8 @@ from diversity.corpora.inputs import read_corpus
 from diversity.samples import CorpusConfig
 from ray_jobs import ingest
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, configure_process
+from ray_jobs.process import configure_process
+from ray_jobs.runtime import Context
 
 
 def lines(corpus: str | None) -> list[tuple[str, str]]:

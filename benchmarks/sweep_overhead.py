@@ -83,7 +83,8 @@ def measure(storage: Path, side: str) -> dict[str, Any]:
     """Return the wall time of a sweep on a connected Ray, and what its trials report."""
     from ray_jobs import frames, sweep
     from ray_jobs.experiment import load_experiment
-    from ray_jobs.runtime import Context, configure_process
+    from ray_jobs.process import configure_process
+    from ray_jobs.runtime import Context
 
     configure_process()
     logging.getLogger("ray_jobs").setLevel(logging.WARNING)

@@ -29,7 +29,8 @@ from diversity.encoders import ExactEncoder, read_spec
 from diversity.samples import SAMPLE_SCHEMA, CorpusConfig, sample_id
 from ray_jobs import profile_corpus
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, cache_folder, configure_process
+from ray_jobs.process import cache_folder, configure_process
+from ray_jobs.runtime import Context
 from training.model_source import resolve_model
 
 SIDES = ("instruction", "response")

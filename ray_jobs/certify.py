@@ -33,7 +33,7 @@ from diversity.recount import count_text, plain_tokeniser
 from diversity.strategies import Picks, closure_of, needs, prune_typing
 from ray_jobs import dataset_tasks
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.runtime import cache_folder, configure_process
+from ray_jobs.process import cache_folder, configure_process
 from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 from training.model_source import resolve_model
 

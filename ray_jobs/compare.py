@@ -17,8 +17,8 @@ from diversity.config import UserError
 from diversity.effects.comparing import ComparedArm, ComparedCells, compare_arms, compare_cells
 from diversity.effects.regression import Slope
 from diversity.effects.schema import arm_name
+from ray_jobs.process import configure_process
 from ray_jobs.results_files import TARGET_HELP, one_score, read_scored
-from ray_jobs.runtime import configure_process
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ store read-only and are shared by all tasks of a node.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from diversity.keys import content_priorities, sample_keys
 from diversity.metrics import METRICS_SCHEMA, measure
 from diversity.peel import TypedInputs
 from diversity.strategies import Inputs, Picks, SelectionConfig, closure_of, needs, select
-from ray_jobs.runtime import cache_folder
+from ray_jobs.process import cache_folder
 from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def embedding_matrix(artifact: Artifact) -> np.ndarray:
 
 def load_tokens(sources: Sources, side: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a side's model tokens as (ids int32, offsets int64), in corpus order."""
-    return _encoder(sources).encode(sources.corpus.read(columns=[side]).column(side).to_pylist())
+    return _encoder(sources.model).encode(sources.corpus.read(columns=[side]).column(side).to_pylist())
 
 
 def prune_typing(typing: Typing, samples: Samples, selection: SelectionConfig, peel: Artifact) -> TypedInputs:
@@ -187,7 +188,7 @@ def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Arti
     """Compute and seal the posterior metrics of a sealed dataset, both sides; returns its name."""
     table = dataset.read(source, ["sample_id", *SIDES])
     rows = np.searchsorted(samples.ids, id_array(table.column("sample_id")))
-    encoder = _encoder(sources)
+    encoder = _encoder(sources.model)
     parts = []
     for side in SIDES:
         texts = table.column(side).to_pylist()
@@ -199,9 +200,10 @@ def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Arti
     return cell.name
 
 
-def _encoder(sources: Sources) -> Encoder:
-    """Return the model's tokenizer, out of this node's cache."""
-    return load_encoder("", resolve_model(sources.model, cache_folder(), tokenizer_only=True))
+@functools.cache
+def _encoder(model: str) -> Encoder:
+    """Return the model's tokenizer, out of this node's cache; made once a process, since that takes longer than a small dataset."""
+    return load_encoder("", resolve_model(model, cache_folder(), tokenizer_only=True))
 
 
 def _column(artifact: Artifact, name: str) -> np.ndarray:

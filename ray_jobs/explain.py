@@ -25,7 +25,7 @@ from diversity.strategies import STRATEGIES, SelectionConfig
 from ray_jobs import dataset_tasks
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.runtime import configure_process
+from ray_jobs.process import configure_process
 from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 
 EXCERPT = 88

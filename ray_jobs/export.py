@@ -18,7 +18,8 @@ from diversity.config import UserError
 from diversity.export import FORMATS, export
 from diversity.export_card import Exported, cell_of
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Index, absolute, configure_process, inside_job
+from ray_jobs.process import configure_process
+from ray_jobs.runtime import Index, absolute, inside_job
 
 INDEX = "index.json"
 

@@ -35,7 +35,8 @@ from diversity.heldout import (
 from diversity.ingestion import REJECTED_SCHEMA, ContentHash, counted
 from diversity.samples import SAMPLE_SCHEMA
 from ray_jobs.ingest import Ingest, ingested_artifact, read_part
-from ray_jobs.runtime import Context, cache_folder, main, once
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context, main, once
 
 logger = logging.getLogger(__name__)
 

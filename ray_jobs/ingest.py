@@ -37,7 +37,8 @@ from diversity.ingestion import (
     within_limit,
 )
 from diversity.samples import CorpusConfig
-from ray_jobs.runtime import Context, cache_folder, main, once
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context, main, once
 
 logger = logging.getLogger(__name__)
 

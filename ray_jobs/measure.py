@@ -26,7 +26,7 @@ from diversity.encoders import Encoder, WordEncoder, load_encoder
 from diversity.measuring import measure_datasets, read_dataset, side_by_side
 from diversity.metrics import METRICS, PAPER_METRICS
 from diversity.tokens import CHECKED, WORD
-from ray_jobs.runtime import cache_folder, configure_process
+from ray_jobs.process import cache_folder, configure_process
 from training.model_source import resolve_model
 
 

@@ -30,7 +30,8 @@ from diversity.tokens import PAPER_N
 from ray_jobs import build_datasets, ingest
 from ray_jobs.experiment import Experiment, resolve_paths
 from ray_jobs.export import summary
-from ray_jobs.runtime import Context, absolute, cache_folder, configure_process, exit_code, inside_job, run_stage
+from ray_jobs.process import cache_folder, configure_process
+from ray_jobs.runtime import Context, absolute, exit_code, inside_job, run_stage
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from diversity.cell import GridConfig
 from diversity.config import ConfigError, UserError, parse
 from diversity.effects.power import Scatter, detectable_change, scatter, seeds_needed
 from ray_jobs.compare import columns
+from ray_jobs.process import configure_process
 from ray_jobs.results_files import TARGET_HELP, one_score, read_scored
-from ray_jobs.runtime import configure_process
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,8 +25,9 @@ from diversity.tokens import WORD
 from diversity.topics import assignment_blocks, check_topics, estimate_seconds
 from ray_jobs import heldout, length_window, profile_tasks, vllm
 from ray_jobs.corpus_rows import CorpusRows
+from ray_jobs.process import cache_folder
 from ray_jobs.profile_tasks import Embed, SpanWorker, Tag, Tokenise, Work
-from ray_jobs.runtime import Context, cache_folder, finished, main, once
+from ray_jobs.runtime import Context, finished, main, once
 from training.model_source import resolve_model, tokenizer_digest
 
 logger = logging.getLogger(__name__)

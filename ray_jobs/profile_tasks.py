@@ -45,7 +45,7 @@ from diversity.tokens import (
 from diversity.topics import LABELLED, TopicsConfig, described, k_means_topics, topics, train, training_rows
 from diversity.typed import Typed, summarise
 from ray_jobs.corpus_rows import CorpusRows
-from ray_jobs.runtime import cache_folder
+from ray_jobs.process import cache_folder
 from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)

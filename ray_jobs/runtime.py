@@ -9,7 +9,6 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,24 +23,19 @@ from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
 from ray_jobs.experiment import Experiment, load_experiment
 from ray_jobs.placement import job_config
+from ray_jobs.process import configure_process
 
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
-PACKAGES = ("diversity", "training", "ray_jobs")
 
 
 class ResourcesNotAvailable(UserError):
     """What was asked for did not come within `resources.wait_s`."""
 
     exit_code = 3
-
-
-def cache_folder() -> Path:
-    """Return the node-local folder for what can be made again: `SFT_DIVERSITY_CACHE`, else `~/.cache/sft-diversity`."""
-    return Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
 
 
 def absolute(path: str) -> str:
@@ -52,16 +46,6 @@ def absolute(path: str) -> str:
 def inside_job() -> bool:
     """Return whether this process is the entrypoint of a submitted Ray job."""
     return JOB_VARIABLE in os.environ
-
-
-def configure_process() -> None:
-    """Set up logging, and where numba keeps compiled code; runs in the driver and, as a set-up hook, in every Ray worker."""
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
-    for package in PACKAGES:
-        logging.getLogger(package).setLevel(logging.INFO)
-    # It asks for the dashboard, which a Ray of one process does not start, and warns every second that it got no answer.
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"sft-diversity-numba-{os.getuid()}"))
 
 
 def once(function: F) -> F:
@@ -161,7 +145,7 @@ class Context:
             **options,
             job_config=job_config(self.storage.uri, self.experiment.experiment),
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "ray_jobs.runtime.configure_process"},
+            runtime_env={"worker_process_setup_hook": "ray_jobs.process.configure_process"},
         )
         self._connected = True
         configure_ray_data()

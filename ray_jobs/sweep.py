@@ -22,7 +22,8 @@ from diversity.cell import Cell
 from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, placement, profile_corpus, trials
 from ray_jobs.estimate import Speed, estimate
-from ray_jobs.runtime import Context, cache_folder, main
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context, main
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
 from training.ray_worker import Task, has_weights, remove_weights

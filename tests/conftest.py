@@ -29,7 +29,8 @@ def ray_local() -> Iterator[None]:
     """Start one Ray of two cores for the whole session, as `Context.connect` would for a stage."""
     import ray
 
-    from ray_jobs.runtime import configure_process, configure_ray_data
+    from ray_jobs.process import configure_process
+    from ray_jobs.runtime import configure_ray_data
 
     configure_process()
     ray.init(
@@ -37,7 +38,7 @@ def ray_local() -> Iterator[None]:
         num_cpus=2,
         include_dashboard=False,
         logging_level="WARNING",
-        runtime_env={"worker_process_setup_hook": "ray_jobs.runtime.configure_process"},
+        runtime_env={"worker_process_setup_hook": "ray_jobs.process.configure_process"},
     )
     configure_ray_data()
     yield
@@ -47,7 +48,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Path:
     """Return the folder with the tokenizer of SmolLM2, made out of the installed package once for a machine."""
-    from ray_jobs.runtime import cache_folder
+    from ray_jobs.process import cache_folder
     from training.model_source import resolve_model
 
     return resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)

@@ -21,7 +21,7 @@ def served(tmp_path_factory):
     """Return (base_url, model) of a server of SmolLM2-135M."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package)
-    from ray_jobs.runtime import cache_folder
+    from ray_jobs.process import cache_folder
     from training.model_source import ModelError, resolve_model
 
     try:

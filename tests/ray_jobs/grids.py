@@ -22,7 +22,7 @@ from diversity.tokens import BandConfig, micro
 from diversity.typed import DATA_SCHEMA, Typed, types_table
 from ray_jobs import dataset_tasks
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.runtime import cache_folder
+from ray_jobs.process import cache_folder
 from training.model_source import resolve_model
 
 MODEL = "builtin:smollm2-135m"

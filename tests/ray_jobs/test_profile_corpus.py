@@ -21,7 +21,8 @@ from diversity.typed import NoTypesError
 from ray_jobs import profile_corpus
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, cache_folder
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context
 from training.model_source import resolve_model
 
 THEMES = ["apple banana cherry orange", "python function class method", "planet galaxy comet orbit", "goal referee striker keeper"]

@@ -24,7 +24,8 @@ from diversity.samples import SAMPLE_SCHEMA, sample_id
 from diversity.tokens import BandConfig, micro
 from ray_jobs import profile_corpus
 from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, cache_folder
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context
 from training.model_source import resolve_model
 
 BAND = BandConfig(low=3, high=400)

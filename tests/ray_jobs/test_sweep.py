@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ray_jobs.runtime import cache_folder
+    from ray_jobs.process import cache_folder
     from training.model_source import resolve_model
 
     folder = tmp_path_factory.mktemp("model")

@@ -87,7 +87,7 @@ def test_the_engine_answers(tmp_path: Path, ray_local: None) -> None:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if not gpus:
         pytest.skip("needs a GPU")
-    from ray_jobs.runtime import cache_folder
+    from ray_jobs.process import cache_folder
     from training.model_source import resolve_model
 
     storage, rows = corpus(tmp_path, ["Write a poem.", "What is 2 + 2?"])
