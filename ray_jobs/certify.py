@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,8 @@ from diversity.recount import count_text, plain_tokeniser
 from diversity.strategies import Picks, closure_of, needs, prune_typing
 from ray_jobs import dataset_tasks
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.process import cache_folder, configure_process
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import tool
 from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 from training.model_source import resolve_model
 
@@ -256,9 +256,9 @@ def print_table(verdicts: Sequence[Verdict], datasets: int) -> None:
     print(f"{datasets} datasets: {counts[PASS]} pass, {counts[FAIL]} FAIL, {counts[NOT_APPLICABLE]} not applicable")
 
 
+@tool("certify")
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; 0 where nothing fails."""
-    configure_process()
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.certify", description="Certify sealed datasets.")
     parser.add_argument("targets", nargs="+", metavar="TARGET", help="a dataset's folder, an index.json, or a CONFIG.yaml with key=value …")
     parser.add_argument(
@@ -268,12 +268,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from-text", action="store_true", help="count tokens and words again from the text, with the plain tokenizer")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     given = parser.parse_intermixed_args(argv)
-    try:
-        datasets = find(given.targets, given.cells, given.config)
-        verdicts = certify(datasets, from_text=given.from_text)
-    except UserError as error:
-        print(f"certify: {error}", file=sys.stderr)
-        return error.exit_code
+    datasets = find(given.targets, given.cells, given.config)
+    verdicts = certify(datasets, from_text=given.from_text)
     if given.json:
         print(json.dumps([asdict(one) for one in verdicts], ensure_ascii=False, indent=1))
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from diversity.artifact import KINDS, MANIFEST, Artifact, Storage
-from diversity.config import ConfigError, UserError
-from ray_jobs.runtime import Index, absolute
+from diversity.config import ConfigError
+from ray_jobs.runtime import Index, absolute, tool
 from ray_jobs.status import experiments
 
 PATH = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{32}}")
@@ -93,6 +92,7 @@ def _folder(artifact: Artifact) -> Folder:
     return Folder(artifact, len(files), sum(info.size for info in files), max(times, default=time.time()))
 
 
+@tool("clean")
 def main(argv: Sequence[str] | None = None) -> int:
     """List, and with `--yes` remove, what no experiment names."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.clean", description="List artifacts that no experiment of a storage names.")
@@ -100,22 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="remove them")
     given = parser.parse_args(argv)
     storage = Storage(absolute(given.storage))
-    try:
-        if not experiments(storage):
-            raise ConfigError(f"{storage.uri} has no experiments/<name>/index.json: it is no storage, or nothing in it could be told apart")
-        freed = 0
-        for folder in unnamed(storage):
-            age = time.time() - folder.written
-            verdict = "younger than a day, stays" if age < DAY_S else "removed" if given.yes else "would be removed"
-            print(f"{folder.artifact.path}  {folder.size / 1e6:,.1f} MB in {folder.files} files, {age / DAY_S:.1f} days old: {verdict}")
-            if age >= DAY_S:
-                freed += folder.size
-                if given.yes:
-                    remove(folder)
-        print(f"{freed / 1e6:,.1f} MB {'freed' if given.yes else 'could be freed with --yes'}")
-    except UserError as error:
-        print(f"clean: {error}", file=sys.stderr)
-        return error.exit_code
+    if not experiments(storage):
+        raise ConfigError(f"{storage.uri} has no experiments/<name>/index.json: it is no storage, or nothing in it could be told apart")
+    freed = 0
+    for folder in unnamed(storage):
+        age = time.time() - folder.written
+        verdict = "younger than a day, stays" if age < DAY_S else "removed" if given.yes else "would be removed"
+        print(f"{folder.artifact.path}  {folder.size / 1e6:,.1f} MB in {folder.files} files, {age / DAY_S:.1f} days old: {verdict}")
+        if age >= DAY_S:
+            freed += folder.size
+            if given.yes:
+                remove(folder)
+    print(f"{freed / 1e6:,.1f} MB {'freed' if given.yes else 'could be freed with --yes'}")
     return 0
 
 

@@ -9,16 +9,14 @@ slope of each arm on level (B less A), and the scores of the cells that both hav
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diversity.config import UserError
 from diversity.effects.comparing import ComparedArm, ComparedCells, compare_arms, compare_cells
 from diversity.effects.regression import Slope
 from diversity.effects.schema import arm_name
-from ray_jobs.process import configure_process
 from ray_jobs.results_files import TARGET_HELP, one_score, read_scored
+from ray_jobs.runtime import tool
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,16 +30,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool("compare")
 def main(argv: list[str] | None = None) -> int:
     """Print the comparison and return the exit code."""
     given = arguments(argv)
-    configure_process()
-    try:
-        (a, first), (b, second) = read_scored(given.first), read_scored(given.second)
-        score, first, second = one_score(first, second, given.score)
-    except UserError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return error.exit_code
+    (a, first), (b, second) = read_scored(given.first), read_scored(given.second)
+    score, first, second = one_score(first, second, given.score)
     better = "higher is better" if first[0]["higher_is_better"] else "lower is better"
     print(f"A: {a}\nB: {b}\nscore: {score} ({better})\n")
     arms, cells = compare_arms(first, second), compare_cells(first, second)

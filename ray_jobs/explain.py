@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diversity.cell import Cell
-from diversity.config import ConfigError, UserError, load
+from diversity.config import ConfigError, load
 from diversity.explanation import Choosing, Explanation, Rival, explain_order, explain_typed
 from diversity.ground import Types, id_strings
 from diversity.keys import priorities, sample_keys
@@ -25,7 +25,7 @@ from diversity.strategies import STRATEGIES, SelectionConfig
 from ray_jobs import dataset_tasks
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.dataset_tasks import Sources
-from ray_jobs.process import configure_process
+from ray_jobs.runtime import tool
 from ray_jobs.sealed import CONFIG_HELP, SealedDataset, find, sources_of
 
 EXCERPT = 88
@@ -149,9 +149,9 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+@tool("explain")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
-    configure_process()
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.explain", description="Say why a sample is in a dataset or is not.")
     parser.add_argument(
         "targets", nargs="+", metavar="DATASET", help="a dataset's folder, an index.json, or a CONFIG.yaml with key=value …"
@@ -162,14 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=5, metavar="N", help="candidates of a type that are listed")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     given = parser.parse_intermixed_args(argv)
-    try:
-        datasets = find(given.targets, [given.cell] if given.cell else [], given.config)
-        if len(datasets) != 1:
-            raise ConfigError(f"{len(datasets)} datasets are named; choose one with --cell, e.g. --cell {datasets[0].cell.name}")
-        found = explain(datasets[0], given.sample, given.show)
-    except UserError as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return error.exit_code
+    datasets = find(given.targets, [given.cell] if given.cell else [], given.config)
+    if len(datasets) != 1:
+        raise ConfigError(f"{len(datasets)} datasets are named; choose one with --cell, e.g. --cell {datasets[0].cell.name}")
+    found = explain(datasets[0], given.sample, given.show)
     if given.json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import posixpath
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from diversity.config import UserError
 from diversity.export import FORMATS, export
 from diversity.export_card import Exported, cell_of
 from ray_jobs.experiment import load_experiment
-from ray_jobs.process import configure_process
-from ray_jobs.runtime import Index, absolute, inside_job
+from ray_jobs.runtime import Index, absolute, inside_job, tool
 
 INDEX = "index.json"
 
@@ -37,17 +35,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+@tool("export")
 def main(argv: list[str] | None = None) -> int:
     """Export and print what was written; return the exit code."""
     given = arguments(argv)
-    configure_process()
-    try:
-        datasets = find_datasets(given.what, given.overrides, given.cells)
-        folder = absolute(given.out)
-        exported = export(datasets, given.format, folder, leave_out=given.leave_out, overwrite=given.overwrite)
-    except UserError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return error.exit_code
+    datasets = find_datasets(given.what, given.overrides, given.cells)
+    folder = absolute(given.out)
+    exported = export(datasets, given.format, folder, leave_out=given.leave_out, overwrite=given.overwrite)
     print(summary(exported, given.format, folder))
     return 0
 

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diversity.cell import SIDES
-from diversity.config import ConfigError, UserError, parse
+from diversity.config import ConfigError, parse
 from diversity.embedders import EmbedderConfig, embed
 from diversity.encoders import Encoder, WordEncoder, load_encoder
 from diversity.measuring import measure_datasets, read_dataset, side_by_side
 from diversity.metrics import METRICS, PAPER_METRICS
 from diversity.tokens import CHECKED, WORD
-from ray_jobs.process import cache_folder, configure_process
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import tool
 from training.model_source import resolve_model
 
 
@@ -58,15 +59,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool("measure")
 def main(argv: list[str] | None = None) -> int:
     """Measure the files and print the table; return the exit code."""
     given = arguments(argv)
-    configure_process()
-    try:
-        table = _measure(given)
-    except UserError as error:
-        print(f"measure: {error}", file=sys.stderr)
-        return error.exit_code
+    table = _measure(given)
     if given.parquet:
         pq.write_table(table, given.parquet)
     if given.json:

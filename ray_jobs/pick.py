@@ -30,8 +30,8 @@ from diversity.tokens import PAPER_N
 from ray_jobs import build_datasets, ingest
 from ray_jobs.experiment import Experiment, resolve_paths
 from ray_jobs.export import summary
-from ray_jobs.process import cache_folder, configure_process
-from ray_jobs.runtime import Context, absolute, exit_code, inside_job, run_stage
+from ray_jobs.process import cache_folder
+from ray_jobs.runtime import Context, absolute, inside_job, run_stage, tool
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool("pick")
 def main(argv: list[str] | None = None) -> int:
     """Pick, print what was picked, and write it; return the exit code."""
-    given = arguments(argv)
-    configure_process()
-    return exit_code("pick", lambda: pick(given))
+    pick(arguments(argv))
+    return 0
 
 
 def pick(given: argparse.Namespace) -> Artifact:

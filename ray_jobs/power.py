@@ -10,18 +10,17 @@ how many seeds a wanted change needs. Two-sided tests; needs no cluster.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from diversity.cell import GridConfig
-from diversity.config import ConfigError, UserError, parse
+from diversity.config import ConfigError, parse
 from diversity.effects.power import Scatter, detectable_change, scatter, seeds_needed
 from ray_jobs.compare import columns
-from ray_jobs.process import configure_process
 from ray_jobs.results_files import TARGET_HELP, one_score, read_scored
+from ray_jobs.runtime import tool
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,15 +38,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool("power")
 def main(argv: list[str] | None = None) -> int:
     """Print the plan's power and return the exit code."""
     given = arguments(argv)
-    configure_process()
-    try:
-        print("\n".join(_lines(given)))
-    except UserError as error:
-        print(f"power: {error}", file=sys.stderr)
-        return error.exit_code
+    print("\n".join(_lines(given)))
     return 0
 
 

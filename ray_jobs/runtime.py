@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -255,17 +255,30 @@ def main(stage: str, argv: list[str] | None = None) -> int:
     return exit_code(stage, work)
 
 
-def exit_code(name: str, work: Callable[[], object]) -> int:
-    """Do the work and return 0; what a person can mend is told in one line, under the command's name, and its exit code returned."""
+def exit_code(name: str, work: Callable[[], int | None]) -> int:
+    """Do the work and return its exit code; what a person can mend is told in one line, under the command's name."""
     try:
-        work()
+        return work() or 0
     except Exception as error:
         found = user_error(error)
         if found is None:
             raise
         print(f"{name}: {found}", file=sys.stderr)
         return found.exit_code
-    return 0
+
+
+def tool(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return a decorator for the `main` of a tool: the process is set up, and errors are told as `exit_code` does."""
+
+    def decorate(run: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def told(argv: Sequence[str] | None = None) -> int:
+            configure_process()
+            return exit_code(name, lambda: run(argv))
+
+        return told
+
+    return decorate
 
 
 def user_error(error: BaseException) -> UserError | None:

@@ -64,8 +64,10 @@ def shards_of(profile: Artifact, count: int) -> RayShards:
     rows = CorpusRows.of(profile)
     bounds = [len(rows) * part // count for part in range(count + 1)]
     n_types = int(profile.manifest["M"])
-    # No core is reserved: a coordinator that held one while it waits for its actors' could wait for ever.
-    actor: Any = ray.remote(ProfileShard).options(num_cpus=0, scheduling_strategy="SPREAD")
+    # No core is reserved: a coordinator that held one while it waits for its actors' could wait for ever. Memory is, twice what a shard
+    # keeps, since it is read and turned over there; Ray spreads evenly only what asks for something.
+    memory = 2 * (8 * int(profile.manifest["nnz"]) + 29 * len(rows)) // count
+    actor: Any = ray.remote(ProfileShard).options(num_cpus=0, memory=memory, scheduling_strategy="SPREAD")
     return RayShards(tuple(actor.remote(rows, start, stop, n_types) for start, stop in zip(bounds, bounds[1:], strict=False)))
 
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from diversity.artifact import Artifact, Storage
-from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.experiment import load_experiment
 from ray_jobs.ingest import ingested_artifact
-from ray_jobs.runtime import Context, Index, absolute, inside_job
+from ray_jobs.runtime import Context, Index, absolute, inside_job, tool
 
 COLUMNS = ("ingested", "corpus", "heldout", "profile", "datasets", "metrics", "scores", "report")
 
@@ -81,6 +79,7 @@ def experiments(storage: Storage) -> list[str]:
     return sorted(info.base_name for info in folders if storage.exists(f"experiments/{info.base_name}/index.json"))
 
 
+@tool("status")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print how far an experiment, or every experiment of a storage, is."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.status", description="How far an experiment is.")
@@ -88,18 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the CONFIG.yaml")
     parser.add_argument("--json", action="store_true", help="print [stage, sealed, asked for, what] of a CONFIG.yaml instead")
     given = parser.parse_intermixed_args(argv)
-    try:
-        if given.target.endswith((".yaml", ".yml")):
-            experiment = load_experiment(Path(given.target), given.overrides, inside_job=inside_job())
-            context = Context(experiment, Path(given.target), tuple(given.overrides))
-            lines: Iterable[str] = [json.dumps(list(stages(context)))] if given.json else of_experiment(context)
-        else:
-            lines = of_storage(Storage(absolute(given.target)))
-        for line in lines:
-            print(line)
-    except UserError as error:
-        print(f"status: {error}", file=sys.stderr)
-        return error.exit_code
+    if given.target.endswith((".yaml", ".yml")):
+        experiment = load_experiment(Path(given.target), given.overrides, inside_job=inside_job())
+        context = Context(experiment, Path(given.target), tuple(given.overrides))
+        lines: Iterable[str] = [json.dumps(list(stages(context)))] if given.json else of_experiment(context)
+    else:
+        lines = of_storage(Storage(absolute(given.target)))
+    for line in lines:
+        print(line)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,17 +27,18 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """Start one Ray of two cores for the whole session, as `Context.connect` would for a stage."""
+    """Start one Ray of two cores for the whole session, or join that of TEST_RAY_ADDRESS, as `Context.connect` would for a stage."""
     import ray
 
     from ray_jobs.process import configure_process
     from ray_jobs.runtime import configure_ray_data
 
     configure_process()
+    address = os.environ.get("TEST_RAY_ADDRESS")
+    own: dict[str, Any] = {} if address else {"num_cpus": 2, "include_dashboard": False}
     ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
+        address=address or "local",
+        **own,
         logging_level="WARNING",
         runtime_env={"worker_process_setup_hook": "ray_jobs.process.configure_process"},
     )

@@ -21,20 +21,23 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
 
 
 def farthest_first(vectors: np.ndarray, size: int) -> np.ndarray:
-    """Return `(size,) int64` places of centres: the first place, then always the one least similar to its most similar centre.
+    """Return `(size,) int64` places of centres: the first place, then always the one farthest from its nearest centre.
 
+    Squared Euclidean distances, |x|^2 + |c|^2 - 2 x.c, are whole numbers here, so that equally far means equally far.
     O(size n d) time and O(n) memory beside the vectors.
 
     Args:
         vectors: `(n, d) float32` from `exact_vectors`.
         size: 1..n.
     """
-    nearest = np.full(len(vectors), -np.inf, dtype=np.float32)
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    nearest = np.full(len(vectors), np.inf)
     chosen = np.empty(size, dtype=np.int64)
     centre = 0
     for step in range(size):
         chosen[step] = centre
-        np.maximum(nearest, vectors @ vectors[centre], out=nearest)
-        nearest[centre] = np.inf
-        centre = int(np.argmin(nearest))
+        products = (vectors @ vectors[centre]).astype(np.float64)
+        np.minimum(nearest, squares + squares[centre] - 2 * products, out=nearest)
+        nearest[centre] = -np.inf
+        centre = int(np.argmax(nearest))
     return chosen

@@ -59,10 +59,10 @@ def test_vectors_that_are_not_unit_are_refused():
 @pytest.mark.parametrize("seed", range(4))
 def test_k_center_equals_the_plain_greedy_and_keeps_its_first_centre(seed):
     vectors, chosen = exact(60, seed=seed), [0]
-    whole = similarities(vectors)
+    whole = ((vectors[:, None] - vectors[None]).astype(np.int64) ** 2).sum(axis=2)
     while len(chosen) < 20:
         rest = [i for i in range(60) if i not in chosen]
-        chosen.append(min(rest, key=lambda i: (whole[i, chosen].max(), i)))
+        chosen.append(max(rest, key=lambda i: (whole[i, chosen].min(), -i)))
     assert farthest_first(vectors, 20).tolist() == chosen
     assert sorted(farthest_first(vectors, 60)) == list(range(60))
 

@@ -96,6 +96,24 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def joined_node(head: Head, options: Sequence[str] = ()) -> Iterator[None]:
+    """Join a node, a raylet of its own on this machine, to a head; and end its processes afterwards."""
+    command = [str(RAY), "start", "--address", head.address, "--block", *options]
+    log = head.folder / f"node-{secrets.token_hex(4)}.log"
+    with log.open("w") as stream:
+        starter = subprocess.Popen(
+            command, cwd=head.folder, env=head.environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, "ray start --address")
+        if starter.poll() is not None:
+            raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
+        yield
+    finally:
+        end_session(starter)
+
+
 def wait_for(true: Callable[[], object], seconds: float, what: str, pause: float = 0.25) -> None:
     """Wait until a function returns something true.
 

@@ -55,6 +55,7 @@ experiment: small
 storage: {folder}/runs
 {STAGES.replace("=", ": ")}
 corpus: {{paths: ["{folder}/rows.jsonl"]}}
+resources: {{data_workers: 1}}
 profile: {{band: {{low: 5, high: 400, scaled: false}}, topics: {{min_topics: 2}}}}
 grid:
   strategies: [instruction-macro, instruction-meso, instruction-micro, response-macro, response-meso, response-micro,

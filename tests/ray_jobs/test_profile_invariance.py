@@ -93,15 +93,7 @@ def same(found: dict[str, Artifact], expected: dict[str, dict[str, pa.Table]]) -
     return all(content(found[typing])[folder].equals(rows) for typing, tables in expected.items() for folder, rows in tables.items())
 
 
-def test_two_workers_and_fifty_parts(
-    expected: dict[str, dict[str, pa.Table]], table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(profile_corpus, "_span_rows", lambda context, n: 25)
-    found = profiled(tmp_path, table, 50, TYPINGS, "resources.data_workers=2")
-    assert same(found, expected)
-
-
-def test_a_killed_worker_costs_nothing_but_its_span(
+def test_two_workers_fifty_parts_and_a_killed_worker_give_the_same_content(
     expected: dict[str, dict[str, pa.Table]], table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = tmp_path / "killed"
@@ -131,7 +123,7 @@ def test_a_killed_worker_costs_nothing_but_its_span(
         "_works",
         lambda context, missing: {**real(context, missing), "deadly": Deadly(next(iter(missing.values())), str(killed))},
     )
-    found = profiled(tmp_path, table, 3, TYPINGS, "resources.data_workers=2")
+    found = profiled(tmp_path, table, 50, TYPINGS, "resources.data_workers=2")
     assert killed.exists() and same(found, expected)
 
 

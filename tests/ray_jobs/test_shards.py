@@ -1,10 +1,13 @@
 """Shards in Ray actors give what one machine gives, byte for byte."""
 
+import os
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from diversity.artifact import Storage
 from diversity.cell import Cell, GridConfig, expand
@@ -19,8 +22,10 @@ from diversity.typed import types_table
 from ray_jobs.dataset_tasks import Samples, Sources, prune_typing
 from ray_jobs.shards import choose_from_shards, in_shards, shards_of
 from tests.diversity.naive import no_control
+from tests.ray_jobs.heads import joined_node, running_head
 
 LEVELS = [Fraction(0), Fraction(1, 2), Fraction(1)]
+RAYLETS = "TEST_RAY_ADDRESS" in os.environ  # set by the test that runs the others once more, on a cluster
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +46,15 @@ def profile(tmp_path_factory):
     return artifact.seal({"M": incidence.n_types, "nnz": incidence.nnz}), incidence, sample_keys(ids.tolist())
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, 7] if RAYLETS else [2])
 def test_actors_give_what_one_machine_gives(profile, ray_local, count):
     artifact, incidence, keys = profile
     tie = content_priorities(f"type {t}".encode() for t in range(incidence.n_types))
     pruning = prune(incidence, tie)
     typed = TypedInputs(incidence, tie, pruning.position, pruning.birth)
-    sharded = prune_sharded(shards_of(artifact, count), tie, rows_a_round=400)
+    shards = shards_of(artifact, count)
+    assert len(nodes_of(shards)) == min(count, len([node for node in ray.nodes() if node["Alive"]]))
+    sharded = prune_sharded(shards, tie, rows_a_round=400)
     assert sharded.position.tobytes() == pruning.position.tobytes()
     plan = plan_sharded(sharded, [300], LEVELS)[300]
     expected_plan = level_table(typed, keys, no_control(2500), [300], LEVELS)[300]
@@ -59,7 +66,21 @@ def test_actors_give_what_one_machine_gives(profile, ray_local, count):
         assert rows.tobytes() == expected[0].tobytes() and reasons.tobytes() == expected[1].tobytes()
 
 
-@pytest.mark.parametrize("kmin_from", ["each", "largest"])
+def nodes_of(shards):
+    """Return the nodes that the actors live on."""
+    return set(ray.get([actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in shards.actors]))
+
+
+@pytest.mark.skipif(RAYLETS or sys.platform != "linux", reason="Ray runs clusters of several nodes on Linux only")
+def test_three_raylets_give_what_one_machine_gives():
+    """The other two, for 1, 2 and 7 shards, in a driver of a cluster of three nodes."""
+    with running_head(["--num-cpus", "1"]) as head, joined_node(head), joined_node(head):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "one_machine"]
+        done = head.run(*command, timeout=300, TEST_RAY_ADDRESS=head.address, PYTHONPATH=os.getcwd())
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kmin_from", ["each", "largest"] if RAYLETS else ["each"])
 def test_cells_and_the_sealed_peel_are_those_of_one_machine(profile, ray_local, kmin_from):
     artifact, incidence, keys = profile
     selection = SelectionConfig(kmin_from=kmin_from)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+
+from tests.training.ranks import TwoRanks, train_on_two_ranks
 
 CACHE = Path.home() / ".cache" / "sft-diversity"
 
@@ -54,6 +59,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, smollm_folder: Path) -
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(smollm_folder / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
+    """Return what two ranks train, once for all processes of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "two_ranks"
+    with FileLock(f"{folder}.lock"):
+        kept = folder / "found.pickle"
+        if not kept.exists():
+            kept.parent.mkdir()
+            kept.write_bytes(pickle.dumps(train_on_two_ranks(tiny_folder, folder)))
+        return pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture(scope="session")

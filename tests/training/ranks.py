@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import subprocess
@@ -105,28 +104,38 @@ ZEROS: list[dict[str, Any]] = [
 ]
 
 
+LONG_STEPS = 20
+LONG: dict[str, Any] = {
+    **SFT,
+    "budget": {"response_tokens": 96 * LONG_STEPS},
+    "lr": 1e-3,
+    "checkpoint_every": 4,
+    "world_size": 2,
+    "zero": {"stage": 2},
+}
+
+
 @dataclass(frozen=True)
 class TwoRanks:
-    """What two ranks gave for each of `ZEROS`: in one go, and resumed from the checkpoint at step 4 of 5; and stage 3's export."""
+    """What two ranks gave for each of `ZEROS`: in one go, and resumed from the checkpoint at step 4 of 5; stage 3's export; and `LONG`."""
 
     whole: list[dict[str, Any]]
     resumed: list[dict[str, Any]]
     checkpoints: list[Path]
     hf: Path
+    long: dict[str, Any]
 
 
-@functools.cache
-def two_ranks(model: Path) -> TwoRanks:
-    """Return them; two processes are started once for all tests. Checkpoints lie beside the model's folder."""
-    folder = model.parent / "ranks"
+def train_on_two_ranks(model: Path, folder: Path) -> TwoRanks:
+    """Return it, trained by two processes in all; checkpoints and export lie in the folder, for everyone to read."""
     checkpoints = [folder / str(number) for number in range(len(ZEROS))]
     jobs: list[dict[str, Any]] = [
         {"model": model, "sft": {**SFT, "world_size": 2, "zero": zero}, "checkpoints": place}
         for zero, place in zip(ZEROS, checkpoints, strict=True)
     ]
     jobs[3]["out"] = folder / "hf"
-    found = on_ranks(2, [*jobs, *jobs])
-    return TwoRanks(found[: len(ZEROS)], found[len(ZEROS) :], checkpoints, folder / "hf")
+    *found, long = on_ranks(2, [*jobs, *jobs, {"model": model, "sft": LONG}])
+    return TwoRanks(found[: len(ZEROS)], found[len(ZEROS) :], checkpoints, folder / "hf", long)
 
 
 def alone() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.ranks import SFT, alone, samples, train, two_ranks
+from tests.training.ranks import SFT, TwoRanks, alone, samples, train
 from training.config import SftConfig
 
 
@@ -18,14 +18,13 @@ def one_rank() -> None:
     alone()
 
 
-def test_a_resumed_run_gives_the_same_curve_on_two_ranks_in_all_stages(tiny_folder: Path) -> None:
-    two = two_ranks(tiny_folder)
-    for first, second, checkpoints in zip(two.whole, two.resumed, two.checkpoints, strict=True):
+def test_a_resumed_run_gives_the_same_curve_on_two_ranks_in_all_stages(two_ranks: TwoRanks) -> None:
+    for first, second, checkpoints in zip(two_ranks.whole, two_ranks.resumed, two_ranks.checkpoints, strict=True):
         assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"]
         assert first["rows"] == second["rows"] and len(first["rows"]) == 5
         for name, array in first["weights"].items():
             np.testing.assert_array_equal(second["weights"][name], array)
-    same_logits(two.hf, two.whole[3]["weights"])
+    same_logits(two_ranks.hf, two_ranks.whole[3]["weights"])
 
 
 def same_logits(folder: Path, weights: dict[str, Any]) -> None:

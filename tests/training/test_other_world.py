@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import SFT, alone, on_ranks, train, two_ranks
+from tests.training.ranks import SFT, TwoRanks, alone, on_ranks, train
 from training.checkpoint import CheckpointError
 
 
@@ -16,15 +17,15 @@ def one_rank() -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_one_rank_goes_on_where_two_stopped(tiny_folder: Path, stage: int) -> None:
-    two = two_ranks(tiny_folder)
-    sft = {**SFT, "zero": {"stage": stage}}
-    found = train(tiny_folder, sft, other_world=two.checkpoints[stage])
-    assert found["losses"][:4] == two.whole[stage]["losses"][:4], "these steps are not taken again"
-    assert found["losses"] == pytest.approx(two.whole[stage]["losses"], abs=1e-5)
-    for name, array in two.whole[stage]["weights"].items():
+def test_one_rank_goes_on_where_two_stopped(tiny_folder: Path, two_ranks: TwoRanks, tmp_path: Path, stage: int) -> None:
+    sft, whole = {**SFT, "zero": {"stage": stage}}, two_ranks.whole[stage]
+    checkpoints = Path(shutil.copytree(two_ranks.checkpoints[stage], tmp_path / "checkpoints"))
+    found = train(tiny_folder, sft, other_world=checkpoints)
+    assert found["losses"][:4] == whole["losses"][:4], "these steps are not taken again"
+    assert found["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    for name, array in whole["weights"].items():
         assert found["weights"][name] == pytest.approx(array, abs=2e-5), name
-    assert [path.name for path in two.checkpoints[stage].iterdir()] == ["step-00000004"], "the universal form is gone again"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"], "the universal form is gone again"
 
 
 def test_two_ranks_go_on_where_one_stopped(tiny_folder: Path, tmp_path: Path) -> None:
@@ -33,9 +34,8 @@ def test_two_ranks_go_on_where_one_stopped(tiny_folder: Path, tmp_path: Path) ->
     assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
 
 
-def test_without_being_told_it_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    two = two_ranks(tiny_folder)
+def test_without_being_told_it_is_refused(tiny_folder: Path, two_ranks: TwoRanks, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is of 2 ranks, and there are 1"):
-        train(tiny_folder, SFT, checkpoints=two.checkpoints[0])
+        train(tiny_folder, SFT, checkpoints=two_ranks.checkpoints[0])
     with pytest.raises(CheckpointError, match="holds no checkpoint to go on from"):
         train(tiny_folder, SFT, other_world=tmp_path)

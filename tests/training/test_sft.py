@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diversity.config import UserError
-from tests.training.ranks import ROOT, SFT, alone, on_ranks, samples, train, two_ranks
+from tests.training.ranks import ROOT, SFT, TwoRanks, alone, on_ranks, samples, train
 from training.config import SftConfig, learning_rate
 
 
@@ -91,9 +91,11 @@ def test_clipping_schedules_and_adapters_are_those_of_plain_pytorch(
     assert max(abs(a - b) for a, b in zip(wanted["losses"], plain["losses"], strict=True)) > 1e-4, "the change must matter"
 
 
-def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(tiny_folder: Path, plain: dict[str, Any]) -> None:
+def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(
+    tiny_folder: Path, plain: dict[str, Any], two_ranks: TwoRanks
+) -> None:
     (four,) = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
-    two = two_ranks(tiny_folder).whole
+    two = two_ranks.whole
     agree(four, plain, 1e-6, 1e-5)
     agree(two[0], plain, 1e-6, 1e-5)
     for found in two[1:]:
@@ -110,11 +112,12 @@ def test_stage_3_never_has_the_whole_model_on_a_rank(tiny_folder: Path) -> None:
     assert sum(p.ds_numel for p in parameters) > 1e6
 
 
-def test_bf16_follows_fp32(tiny_folder: Path, plain: dict[str, Any]) -> None:
+def test_bf16_follows_fp32(tiny_folder: Path) -> None:
+    short = {**SFT, "budget": {"response_tokens": 192}}  # on many CPUs bf16 is emulated
+    fp32 = train(tiny_folder, short)["losses"]
     for stage in (0, 1):
-        found = train(tiny_folder, {**SFT, "precision": "bf16", "zero": {"stage": stage}})
-        assert found["losses"] == pytest.approx(plain["losses"], rel=5e-3)
-        assert found["losses"] != plain["losses"]
+        bf16 = train(tiny_folder, {**short, "precision": "bf16", "zero": {"stage": stage}})["losses"]
+        assert bf16 == pytest.approx(fp32, rel=5e-3) and bf16 != fp32
 
 
 def test_adapters_learn_and_nothing_else(tiny_folder: Path) -> None:
