@@ -75,7 +75,7 @@ def peel_folder(folder: Path) -> dict[str, float]:
     from diversity.incidence import Incidence
     from diversity.peel import birth, peel
 
-    small = Incidence.from_lists([[0, 1], [1]], 2)
+    small = Incidence(np.array([0, 2, 3]), np.array([0, 1, 1], dtype=np.int32), 2)
     birth(small, peel(small, ties(2)))
     start = peak_memory()
     indptr, indices = np.load(folder / "indptr.npy"), np.load(folder / "indices.npy")

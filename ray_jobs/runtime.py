@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 class ResourcesNotAvailable(UserError):
@@ -140,6 +141,7 @@ class Context:
         options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": resources.num_cpus}
         if not address:
             options["include_dashboard"] = False
+            os.environ.setdefault(PREEMPTION_WATCHER, "0")  # an actor of its own for each run; nobody takes this machine away
         logger.info("connecting to %s", address or "a Ray of this process's own")
         ray.init(
             **options,
