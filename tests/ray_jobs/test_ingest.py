@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,26 @@ def test_any_workers_blocks_and_order_give_the_same_corpus(tmp_path: Path, monke
     assert cut.manifest["content_hash"] == whole.manifest["content_hash"]
     assert cut.read().equals(whole.read())
     assert whole.manifest["duplicates_by_source"] == cut.manifest["duplicates_by_source"] and whole.manifest["duplicates"] == 30
+
+
+def test_a_killed_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [write_jsonl(tmp_path / "a" / "in" / f"{i}.jsonl", rows(90)[i::6]) for i in range(6)]
+    (tmp_path / "b").mkdir()
+    whole = ingested(tmp_path / "a", [*pieces])
+    killed, real = tmp_path / "killed", ingest._stage_unit
+
+    def deadly(artifact: Artifact, unit: Any, columns: Any, n_buckets: int) -> dict[str, Any]:
+        """Stage it, and once end the process before anybody hears of it, as the kernel does when memory runs out."""
+        report = real(artifact, unit, columns, n_buckets)
+        if unit.number == 3 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return report
+
+    monkeypatch.setattr(ingest, "_stage_unit", deadly)
+    again = ingested(tmp_path / "b", [*pieces])
+    assert killed.exists() and again.read().equals(whole.read())
+    assert again.manifest["rows_read"] == whole.manifest["rows_read"] == 99
 
 
 def test_the_limit_takes_what_one_process_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -18,6 +20,7 @@ from diversity.samples import sample_id
 from ray_jobs import build_datasets, frames, heldout, profile_corpus, sweep, trials
 from ray_jobs.experiment import Experiment
 from ray_jobs.runtime import Context, ResourcesNotAvailable
+from tests.ray_jobs.heads import wait_for
 from training.ray_worker import has_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +171,34 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
     sweep.run(context)
     assert {one.task.run: one.task.model.manifest for one in sweep.runs(context)} == before
     assert "2 runs, 2 sealed, 0 to do" in next(iter(sweep.plan(context)))
+
+
+def test_a_killed_rank_goes_on_from_its_checkpoint_with_the_same_curve(context: Context, ray_local: None) -> None:
+    from tests.training.ranks import alone
+    from training.sft import Job, fine_tune
+
+    values = context.experiment.model_dump(mode="json")
+    values["grid"]["train"], values["evaluation"]["evaluators"] = ["longest_n8_s0"], ["nll"]
+    values["sft"] |= {"budget": {"response_tokens": 40 * 60}, "checkpoint_every": 5, "max_failures": 2}
+    changed = Context(Experiment.model_validate(values), context.config_path)
+    (one,) = sweep.runs(changed)
+    folder = Path(changed.storage.uri) / "train" / one.task.run
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(sweep.run, changed)
+        wait_for(lambda: work.done() or any(folder.glob("checkpoint_*")), 240, "a checkpoint")
+        assert not work.done(), "the run ended before its rank was killed"
+        ranks = [child for child in psutil.Process().children(recursive=True) if "TrainWorker" in " ".join(child.cmdline())]
+        assert len(ranks) == 1
+        ranks[0].kill()
+        work.result()
+    assert one.task.model.sealed and not folder.exists(), "checkpoints go once the model is sealed"
+
+    alone()
+    table = one.task.dataset.read(columns=["sample_id", "messages"])
+    whole = fine_tune(Job(Path(changed.experiment.model), table, changed.experiment.sft, 0, "cpu")).rows
+    rows = one.task.model.read(".")
+    assert rows["step"].to_pylist() == list(range(whole.num_rows)) and whole.num_rows > 20
+    assert rows["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), abs=5e-6), "equal to 5 decimals"
 
 
 def _run_the_docs(context: Context) -> None:
