@@ -230,10 +230,23 @@ class Planner:
         smallest, largest = self.size_range()
         if largest < 1:
             return f"size {size} can't be had, nor any other: only {int(self.samples[-1])} samples have a type"
+        above = self._next_above(size) if smallest < size < largest else None
         return (
             f"size {size} can't be had at any level under control {self.control.name} with rho {float(self.rho):g}: "
-            f"the smallest is {smallest}, the largest {largest} ({int(self.samples[-1])} samples have a type)"
+            f"the smallest is {smallest}, {f'the next above {size} is {above}, ' if above else ''}the largest {largest} "
+            f"({int(self.samples[-1])} samples have a type)"
         )
+
+    def _next_above(self, size: int) -> int | None:
+        """Return the smallest size above one that no k gives: sizes have gaps, since a larger pool has more types to cover."""
+        above = None
+        for k in self.admissible[self.weights[self.admissible] >= self.needs(size)]:
+            if above is not None and -(-int(k) // self.widest) >= above:
+                break
+            found = self._smallest_at(int(k))
+            if found > size and self.needs(found) <= self.weights[k] and (above is None or found < above):
+                above = found
+        return above
 
     def size_range(self) -> tuple[int, int]:
         """Return the smallest and the largest size that some k can give (under quotas, as if there were none)."""

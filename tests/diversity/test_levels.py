@@ -1,6 +1,7 @@
 """Levels against plain scans, and the errors that say what can be had."""
 
 import logging
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_sizes_that_cannot_be_had_are_told_what_can():
     with pytest.raises(InfeasibleSize, match=r"the smallest is 1, the largest 20 \(30 samples have a type\)"):
         level_table(typed, keys_of(100), no_control(100), [21], SEVEN, 1.5)
     assert level_table(typed, keys_of(100), no_control(100), [20], SEVEN, 1.5)[20].levels[-1].k_realised == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(incidences())
+def test_the_next_size_above_a_gap_is_told(incidence):
+    """What can be had is not an interval: a larger pool has more types to cover."""
+    typed, n = typed_of(incidence), incidence.n_samples
+    refused, had = {}, []
+    for size in range(1, n + 1):
+        try:
+            level_table(typed, keys_of(n), no_control(n), [size], [Fraction(0)])
+            had.append(size)
+        except InfeasibleSize as error:
+            refused[size] = str(error)
+    for size, message in refused.items():
+        above = min((one for one in had if one > size), default=None)
+        told = re.search(r"the next above \d+ is (\d+)", message)
+        inside = bool(had) and had[0] < size < had[-1]
+        assert (int(told[1]) if told else None) == (above if inside else None), message
 
 
 def test_equal_ends_are_warned_of(caplog):
