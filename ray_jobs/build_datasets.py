@@ -6,7 +6,6 @@ Posterior metrics are artifacts of their own, made in tasks of their own after t
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -152,8 +151,7 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
         refs: Any = options.remote(sources, cells, count, typing not in pruned)
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
     choose = ray.remote(dataset_tasks.choose)
-    for _, group in itertools.groupby(whole, key=lambda cell: (cell.strategy, cell.control)):
-        cells = list(group)
+    for cells in together(whole):
         needed = _dialled(cells, sources.grid)
         refs = choose.options(num_returns=len(cells)).remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
@@ -173,6 +171,14 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
         for batch in batches
     ]
     finished("written and sealed", written, per_task=CELLS_A_BATCH, total=len(unbuilt))
+
+
+def together(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Return the cells that one task chooses: those of a strategy and control, however they lie in the grid, whose levels are planned once."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.strategy, cell.control), []).append(cell)
+    return list(groups.values())
 
 
 def _dialled(cells: Iterable[Cell], grid: GridConfig) -> list[str]:

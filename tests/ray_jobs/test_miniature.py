@@ -9,6 +9,7 @@ import pytest
 
 from diversity.config import ConfigError
 from diversity.effects import detectable_change
+from ray_jobs.build_datasets import together
 from ray_jobs.experiment import load_experiment
 
 CONFIG = Path(__file__).resolve().parents[2] / "ray_jobs" / "configs" / "miniature.yaml"
@@ -40,6 +41,12 @@ def test_it_expands_to_ninety_runs_of_its_arms():
     assert all(found == set(range(len(found))) for found in seeds.values())  # lower seeds first, so that arms share blocks
     assert experiment.sft.budget.response_tokens and experiment.selection.rho >= 3
     assert experiment.evaluation.evaluators[0].name == "nll" and experiment.evaluation.heldout.out is not None
+
+
+def test_levels_are_planned_once_for_a_strategy_and_control():
+    groups = together(load().cells)
+    assert [(group[0].strategy, group[0].control) for group in groups[:2]] == [("response-micro", "none"), ("response-micro", "length-quota")]
+    assert [len(group) for group in groups] == [30] * 8 + [10] * 2 and all(len({cell.control for cell in group}) == 1 for group in groups)
 
 
 def test_it_sees_an_effect_of_the_size_that_it_was_planned_for():
