@@ -174,7 +174,7 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
 
 
 def together(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Return the cells that one task chooses: those of a strategy and control, however they lie in the grid, whose levels are planned once."""
+    """Return the cells that one task chooses: those of a strategy and control, wherever they lie, since their levels are planned once."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.strategy, cell.control), []).append(cell)
