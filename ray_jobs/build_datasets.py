@@ -14,7 +14,7 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import Cell, GridConfig
-from diversity.strategies import needs
+from diversity.strategies import VERSIONS, needs
 from ray_jobs import dataset_tasks, length_window, profile_corpus, shards
 from ray_jobs.dataset_tasks import Sources
 from ray_jobs.runtime import Context, finished, main, once
@@ -49,6 +49,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         request["largest"] = max(experiment.grid.sizes)
     if cell.strategy == "random" and cell.control.endswith("-quota"):
         request["quota_from"] = experiment.grid.random_quota_from
+    if cell.strategy in VERSIONS:
+        request["version"] = VERSIONS[cell.strategy]
     if sides := needs(cell, experiment.grid).embeddings:
         request["embeddings"] = [profile_corpus.embedding_artifact(context, side).fingerprint for side in sides]
     profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}

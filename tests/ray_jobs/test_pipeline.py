@@ -15,8 +15,11 @@ import pytest
 from diversity import dataset
 from diversity.artifact import Storage
 from diversity.samples import SAMPLE_SCHEMA
+from diversity.strategies import VERSIONS
 from ray_jobs import certify
-from ray_jobs.runtime import main
+from ray_jobs.build_datasets import dataset_artifact
+from ray_jobs.experiment import load_experiment
+from ray_jobs.runtime import Context, main
 from training.sft import read_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +177,16 @@ def test_the_same_command_again_makes_nothing(whole: Path, config: Path) -> None
     files = {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")}
     assert main("pipeline", [str(config)]) == 0
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")} == files
+
+
+def test_a_strategy_whose_picks_change_gets_other_datasets(whole: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> dict[str, str]:
+        context = Context(load_experiment(config, [], inside_job=False), config)
+        return {cell.name: dataset_artifact(context, cell).fingerprint for cell in context.experiment.cells}
+
+    before = names()
+    monkeypatch.setitem(VERSIONS, "longest", 2)
+    assert {cell for cell, name in names().items() if name != before[cell]} == {"longest_n60_s0"}
 
 
 def test_an_edited_file_gives_new_artifacts(whole: Path, config: Path, tmp_path: Path) -> None:
