@@ -81,32 +81,31 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
     numbers = [option for name, number in zip(names, others, strict=False) for option in (f"--{name}", str(number))]
     ports = ["--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client), *numbers]
     log = folder / "start.log"
-    command = [str(RAY), "start", "--head", "--block", "--temp-dir", str(folder / "ray"), *ports, *options]
-    with log.open("w") as stream:
-        starter = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-        )
     try:
-        wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, f"ray start: {log.read_text()}")
-        if starter.poll() is not None:
-            raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log)
+        with _ray_start(["--head", "--temp-dir", str(folder / "ray"), *ports, *options], folder, environment, log):
+            yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log)
     finally:
-        end_session(starter)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def joined_node(head: Head, options: Sequence[str] = ()) -> Iterator[None]:
     """Join a node, a raylet of its own on this machine, to a head; and end its processes afterwards."""
-    command = [str(RAY), "start", "--address", head.address, "--block", *options]
     log = head.folder / f"node-{secrets.token_hex(4)}.log"
+    with _ray_start(["--address", head.address, *options], head.folder, head.environment, log):
+        yield
+
+
+@contextmanager
+def _ray_start(options: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[None]:
+    """Run `ray start --block` in a session of its own, wait until it says that it runs, and end that session afterwards."""
+    command = [str(RAY), "start", "--block", *options]
     with log.open("w") as stream:
         starter = subprocess.Popen(
-            command, cwd=head.folder, env=head.environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
         )
     try:
-        wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, "ray start --address")
+        wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, f"ray start: {log.read_text()}")
         if starter.poll() is not None:
             raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
         yield
