@@ -22,6 +22,7 @@ from diversity.tournament import FAN_BITS, GONE, build, leftmost, lift, lower
 Algorithm = Literal["peel", "unique", "static"]
 TypeOrder = Literal["peel", "size", "random"]
 Closure = Literal["strict", "loose"]
+BLOCK = 512  # rows that `peel` looks up together
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,6 @@ def _inverse(permutation: np.ndarray) -> np.ndarray:
     inverse = np.empty(len(permutation), dtype=np.int32)
     inverse[permutation] = np.arange(len(permutation), dtype=np.int32)
     return inverse
-
-
-BLOCK = 512  # rows that are looked up together
 
 
 @njit(cache=True)

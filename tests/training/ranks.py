@@ -104,7 +104,7 @@ ZEROS: list[dict[str, Any]] = [
 ]
 
 
-LONG_STEPS = 20
+LONG_STEPS = 32
 LONG: dict[str, Any] = {
     **SFT,
     "budget": {"response_tokens": 96 * LONG_STEPS},

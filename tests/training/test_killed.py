@@ -55,21 +55,21 @@ def test_a_killed_rank_and_a_killed_driver_change_nothing(tiny_folder: Path, two
         ranks_of(first)[1].kill()
         assert first.wait(DEADLINE_S) != 0, "torchrun ends the others"
         second = start()
-        reached = wait_for_step(out / "checkpoints", 8, second)
+        reached = wait_for_step(out / "checkpoints", 12, second)
         everything = [psutil.Process(second.pid), *psutil.Process(second.pid).children(recursive=True)]
         for process in everything:  # torchrun first, so that it does nothing about the others
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         second.wait()
         psutil.wait_procs(everything, timeout=10)
-        assert 8 <= reached < LONG_STEPS and not (out / "train.parquet").exists()
+        assert 12 <= reached < LONG_STEPS and not (out / "train.parquet").exists()
         (out / "checkpoints" / ".part-00000099").mkdir(exist_ok=True)  # as a rank leaves it that dies while it writes
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
     assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
 
     whole = two_ranks.long
     rows = pq.read_table(out / "train.parquet").to_pylist()
-    assert [row["step"] for row in rows] == list(range(len(whole["rows"]))) and len(rows) > 15
+    assert [row["step"] for row in rows] == list(range(len(whole["rows"]))) and len(rows) > 25
     assert [row["loss"] for row in rows] == pytest.approx(whole["losses"], abs=5e-6), "equal to 5 decimals"
     assert rows[0]["loss"] > rows[-1]["loss"] + 0.1, "the curve must show something"
     assert not (out / "checkpoints").exists(), "they go once the model is there"
