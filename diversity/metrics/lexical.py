@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from diversity.metrics.ngrams import Ngrams, number
+from diversity.metrics.ngrams import Ngrams, number, number_tokens
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -47,11 +47,11 @@ class Sequences:
         return np.diff(self.offsets)
 
     def ngrams(self, n: int) -> Ngrams:
-        """Return the numbered n-grams, n >= 1: an (n+1)-gram is the pair of an n-gram's number and the token after it."""
+        """Return the numbered n-grams, n >= 1."""
+        if not self._numbered:
+            self._numbered.append(number_tokens(self.tokens))
         while len(self._numbered) < n:
-            size = len(self._numbered) + 1
-            before = self._numbered[-1].ids if self._numbered else None
-            self._numbered.append(number(before, self.tokens, self.offsets, size))
+            self._numbered.append(number(self._numbered[-1], self.offsets, len(self._numbered) + 1))
         return self._numbered[n - 1]
 
     def first(self, budget: int, order: Longs) -> tuple[Sequences, Longs]:
@@ -76,10 +76,12 @@ def ngram_ratio(sequences: Sequences, n: int) -> float:
 def ngram_ratio_per_sample(sequences: Sequences, n: int) -> float:
     """Return the mean over samples of distinct n-grams / n-grams inside the sample; samples of fewer than n tokens are left out."""
     numbered = sequences.ngrams(n)
-    rows, _, _ = _count_by_sample(numbered.ids, sequences.offsets, numbered.distinct, n)
+    rows, _, counts = _counts(numbered, sequences.offsets)
     totals = sequences.lengths - (n - 1)
+    repeats = np.concatenate([[0], np.cumsum(counts - 1)])
+    distinct = totals - (repeats[rows[1:]] - repeats[rows[:-1]])
     long_enough = totals > 0
-    return float(np.mean(np.diff(rows)[long_enough] / totals[long_enough])) if long_enough.any() else float("nan")
+    return float(np.mean(distinct[long_enough] / totals[long_enough])) if long_enough.any() else float("nan")
 
 
 def mean_length(sequences: Sequences) -> float:
@@ -110,8 +112,8 @@ def self_bleu_each(sequences: Sequences, max_n: int = 4, epsilon: float = 0.0) -
     dead = np.zeros(len(sequences), bool)
     for n in range(1, max_n + 1):
         numbered = sequences.ngrams(n)
-        rows, ids, counts = _count_by_sample(numbered.ids, sequences.offsets, numbered.distinct, n)
-        matched = _clipped_matches(rows, ids, counts, numbered.distinct)
+        rows, ids, counts = _counts(numbered, sequences.offsets)
+        matched = _clipped_matches(rows, ids, counts, numbered.numbered)
         possible = np.maximum(lengths - (n - 1), 1)
         precision = np.where(matched > 0, matched, epsilon if n > 1 else 0.0) / possible
         dead |= precision <= 0
@@ -129,8 +131,8 @@ def self_repetition(sequences: Sequences, n: int = 4) -> float:
     if not len(sequences):
         return float("nan")
     numbered = sequences.ngrams(n)
-    rows, ids, _ = _count_by_sample(numbered.ids, sequences.offsets, numbered.distinct, n)
-    others = np.bincount(ids, minlength=numbered.distinct)[ids] - 1
+    rows, ids, _ = _counts(numbered, sequences.offsets)
+    others = np.bincount(ids, minlength=numbered.numbered)[ids] - 1
     totals = np.concatenate([[0], np.cumsum(others)])
     return float(np.log1p(totals[rows[1:]] - totals[rows[:-1]]).mean())
 
@@ -140,7 +142,7 @@ def token_counts(sequences: Sequences, document_frequency: bool = False) -> Long
     numbered = sequences.ngrams(1)
     ids = numbered.ids
     if document_frequency:
-        _, ids, _ = _count_by_sample(numbered.ids, sequences.offsets, numbered.distinct, 1)
+        _, ids, _ = _counts(numbered, sequences.offsets)
     return np.bincount(ids, minlength=numbered.distinct)
 
 
@@ -191,34 +193,47 @@ def compression_ratio(texts: Iterable[str]) -> float:
     return before / (after + len(squeeze.flush())) if before else float("nan")
 
 
-@njit(cache=True)
-def _count_by_sample(ids: Ints, offsets: Longs, distinct: int, n: int) -> tuple[Longs, Ints, Ints]:
-    """Return (rows, ids, counts): a CSR of the distinct n-grams of each sample with their counts in it."""
+def _counts(numbered: Ngrams, offsets: Longs) -> tuple[Longs, Ints, Ints]:
+    """Return (rows, ids, counts): a CSR of the distinct numbered n-grams of each sample with their counts in it."""
     rows = np.zeros(len(offsets), np.int64)
-    out_ids = np.empty(len(ids), np.int32)
-    counts = np.empty(len(ids), np.int32)
-    place = np.full(distinct, -1, np.int32)  # an index into less than 2^31 tokens
+    ids, counts = np.empty((2, len(numbered.ids)), np.int32)
+    place = np.full(numbered.numbered, -1, np.int32)  # an index into less than 2^31 tokens
+    _count_by_sample(numbered.ids, offsets, place, rows, ids, counts)
+    return rows, ids[: rows[-1]], counts[: rows[-1]]
+
+
+@njit(cache=True)
+def _count_by_sample(numbers: Ints, offsets: Longs, place: Ints, rows: Longs, ids: Ints, counts: Ints) -> None:
     used = 0
     for sample in range(len(offsets) - 1):
         start = used
-        for i in range(offsets[sample], offsets[sample + 1] - (n - 1)):
-            if place[ids[i]] < start:
-                place[ids[i]] = used
-                out_ids[used] = ids[i]
+        for i in range(offsets[sample], offsets[sample + 1]):
+            if numbers[i] < 0:
+                continue
+            if place[numbers[i]] < start:
+                place[numbers[i]] = used
+                ids[used] = numbers[i]
                 counts[used] = 0
                 used += 1
-            counts[place[ids[i]]] += 1
+            counts[place[numbers[i]]] += 1
         rows[sample + 1] = used
-    return rows, out_ids[:used], counts[:used]
 
 
 @njit(cache=True)
-def _clipped_matches(rows: Longs, ids: Ints, counts: Ints, distinct: int) -> Longs:
-    """Return for each sample the sum over its n-grams of min(count here, largest count in another sample)."""
-    # Largest count, second largest, and whose the largest is: side by side, since each n-gram's are fetched from far apart.
-    best = np.zeros((distinct, 4), np.int32)
+def _clipped_matches(rows: Longs, ids: Ints, counts: Ints, numbered: int) -> Longs:
+    """Return for each sample the sum over its n-grams of min(count here, largest count in another sample).
+
+    Most counts are 1. For those it is enough to know whether two samples have the n-gram: a byte, found in a cache where the larger counts'
+    table would not be.
+    """
+    samples = np.zeros(numbered, np.uint8)  # that have the n-gram: 0, 1, or 2 for more
+    # Largest count, second largest, and whose the largest is, of counts above 1.
+    best = np.zeros((numbered, 3), np.int32)
     for sample in range(len(rows) - 1):
         for j in range(rows[sample], rows[sample + 1]):
+            samples[ids[j]] = min(samples[ids[j]] + 1, 2)
+            if counts[j] == 1:
+                continue
             own = best[ids[j]]
             if counts[j] > own[0]:
                 own[1] = own[0]
@@ -229,8 +244,13 @@ def _clipped_matches(rows: Longs, ids: Ints, counts: Ints, distinct: int) -> Lon
     matched = np.zeros(len(rows) - 1, np.int64)
     for sample in range(len(rows) - 1):
         for j in range(rows[sample], rows[sample + 1]):
-            own = best[ids[j]]
-            matched[sample] += min(counts[j], own[1] if own[2] == sample else own[0])
+            if samples[ids[j]] < 2:
+                continue
+            other = 1
+            if counts[j] > 1:
+                own = best[ids[j]]
+                other = max(other, own[1] if own[2] == sample else own[0])
+            matched[sample] += min(counts[j], other)
     return matched
 
 
