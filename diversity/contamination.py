@@ -7,7 +7,7 @@ hashes, as in `diversity.heldout`; the definition is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from numba import njit
 from pydantic import Field, field_validator
 
-from diversity.config import Config, UserError
+from diversity.config import Config
 from diversity.text_match import find_slot, gram_hashes, normalise, slots, table_of, text_hashes
 
 ROWS_AT_ONCE = 8192  # the n-grams of so many samples are held at a time
@@ -36,7 +36,7 @@ class ContaminationConfig(Config):
 
     Attributes:
         paths: files with a prompt in each row, in any format that ingest reads.
-        column: the column that holds it.
+        column: the column that holds it, a text or a conversation that ends with the user's turn.
         overlap: share of a prompt's 13-grams that make a sample contaminated, in (0, 1].
         remove: whether contaminated samples are left out of the corpus; false only reports them.
     """
@@ -52,10 +52,6 @@ class ContaminationConfig(Config):
         if not paths or any(path.startswith("builtin:") for path in paths):
             raise ValueError("say which files hold the evaluation prompts, or set contamination to null")
         return paths
-
-
-class NoPrompt(UserError):
-    """A row of an evaluation file that holds no prompt."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +106,13 @@ class Prompts:
 
         Raises:
             ReadError: a file can't be found or read.
-            NoPrompt: a row without text in the column.
+            NoPrompt: a row without a prompt in the column.
         """
-        from diversity.corpora.files import find_files
-        from diversity.readers import read_rows
+        from diversity.corpora.prompts import read_prompts
+        from diversity.samples import texts
 
-        texts = []
-        for file in find_files(config.paths):
-            for number, row in read_rows(file, columns=[config.column]):
-                text = row.get(config.column) if isinstance(row, Mapping) else None
-                if not isinstance(text, str):
-                    raise NoPrompt(f"{file.shown}: row {number} has no text in {config.column!r} (corpus.contamination.column)")
-                texts.append(text)
-        return cls.of(texts, config.overlap, config.remove)
+        found = read_prompts(config.paths, config.column, "corpus.contamination.column")
+        return cls.of((texts(messages)[0] for _, messages in found if messages), config.overlap, config.remove)
 
 
 def screen(samples: pa.Table, prompts: Prompts) -> tuple[pa.Table, pa.Table]:

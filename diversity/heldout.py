@@ -19,10 +19,11 @@ from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config, UserError
 from diversity.keys import priorities
-from diversity.samples import SAMPLE_SCHEMA, CorpusConfig
+from diversity.samples import SAMPLE_SCHEMA, CorpusConfig, Sample, sample_id, samples_table, texts
 from diversity.text_match import gram_hashes, mark, mark_grams, normalise, slots, table_of, text_hashes
 
 LEAK_SHARE = 0.5
+PROMPTS = "prompts"  # the split of prompts without a reference
 HELDOUT_SCHEMA = SAMPLE_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("group", pa.string()))
 
 
@@ -61,11 +62,27 @@ class OutConfig(CorpusConfig):
             raise ValueError("evaluation samples are checked against the corpus in any case; the corpus is, by corpus.contamination")
 
 
+class PromptsConfig(Config):
+    """Prompts without a reference: the evaluator `generate` asks them, and nothing else reads them.
+
+    Attributes:
+        paths: files with a prompt in each row, in any format that ingest reads.
+        column: the column that holds it, a text or a conversation that ends with the user's turn.
+    """
+
+    paths: list[str] = Field(min_length=1)
+    column: str = "prompt"
+
+
 class HeldoutConfig(Config):
-    """What runs are scored on: `in` comes out of the corpus, `out` from elsewhere; either may be null, but not both."""
+    """What runs are scored on: `in` comes out of the corpus, `out` from elsewhere; either may be null, but not both.
+
+    `prompts` are asked beside them by evaluators that need no reference.
+    """
 
     in_: InConfig | None = Field(default=InConfig(), alias="in")
     out: OutConfig | None = None
+    prompts: PromptsConfig | None = None
 
     @model_validator(mode="after")
     def _something(self) -> HeldoutConfig:
@@ -197,6 +214,32 @@ def without_leaks(samples: pa.Table, split: str, by: str, sought: Sought, found:
         "prompt_in_corpus": int((masks["prompt"] & ~leaked).sum()),
     }
     return table.filter(pa.array(~leaked)), counts
+
+
+def prompt_table(config: PromptsConfig) -> tuple[pa.Table, dict[str, int]]:
+    """Return (`HELDOUT_SCHEMA` table of the prompts, each once and without a response, counts).
+
+    Raises:
+        ReadError: a file can't be found or read.
+        NoPrompt: a row without a prompt, or no prompt at all.
+    """
+    from diversity.corpora.prompts import NoPrompt, read_prompts
+
+    found: dict[str, Sample] = {}
+    rows = blank = 0
+    for source, messages in read_prompts(config.paths, config.column, "evaluation.heldout.prompts.column"):
+        rows += 1
+        if messages is None:
+            blank += 1
+        else:
+            key = sample_id(messages)
+            found.setdefault(key, Sample(key, source, texts(messages)[0], "", messages, PROMPTS))
+    if not found:
+        raise NoPrompt(f"evaluation.heldout.prompts: none of {rows} rows holds a prompt")
+    table = samples_table(list(found.values()))
+    table = table.append_column(HELDOUT_SCHEMA.field("split"), pa.array([PROMPTS] * len(table), pa.string()))
+    table = table.append_column(HELDOUT_SCHEMA.field("group"), groups(table, "prompt").cast(pa.string()))
+    return table, {"rows_read": rows, "samples": len(table), "duplicates": rows - blank - len(table), "blank": blank}
 
 
 def _occur(hashes: np.ndarray, table: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -170,6 +170,22 @@ def to_sample(row: Any, *, default_source: str, columns: Mapping[str, str] | Non
         return Rejection("lone surrogate", excerpt(row))
 
 
+def to_prompt(value: Any) -> list[dict[str, str]] | Rejection:
+    """Return the messages of a prompt, a text or a conversation that ends with the user's turn, or why it is none."""
+    try:
+        messages = [{"role": "user", "content": value}] if isinstance(value, str) else _turns(value)
+        if not messages or messages[-1]["role"] != "user":
+            raise _Unusable("the last turn is not the user's")
+        if not messages[-1]["content"] or messages[-1]["content"].isspace():
+            raise _Unusable("prompt is empty")
+        canonical_json(messages)
+        return messages
+    except _Unusable as error:
+        return Rejection(str(error), excerpt(value))
+    except UnicodeEncodeError:
+        return Rejection("lone surrogate", excerpt(value))
+
+
 def samples_table(samples: Sequence[Sample]) -> pa.Table:
     """Return the samples as a table of `SAMPLE_SCHEMA`, in the order given."""
     roles = pa.array([message["role"] for sample in samples for message in sample.messages], pa.string())
@@ -282,11 +298,7 @@ def _conversation(turns: Any) -> list[dict[str, str]]:
     Raises:
         _Unusable: no list of objects with role and content; no non-empty user turn before a non-empty assistant turn.
     """
-    if hasattr(turns, "tolist"):
-        turns = turns.tolist()
-    if not isinstance(turns, (list, tuple)):
-        raise _Unusable(f"conversation is no list ({_kind(turns)})")
-    messages = [_message(turn) for turn in turns]
+    messages = _turns(turns)
     asked = False
     for message in messages:
         filled = bool(message["content"]) and not message["content"].isspace()
@@ -295,6 +307,15 @@ def _conversation(turns: Any) -> list[dict[str, str]]:
         elif filled and asked and message["role"] == "assistant":
             return messages
     raise _Unusable("no user turn followed by an assistant turn")
+
+
+def _turns(turns: Any) -> list[dict[str, str]]:
+    """Return a conversation's messages, whoever speaks."""
+    if hasattr(turns, "tolist"):
+        turns = turns.tolist()
+    if not isinstance(turns, (list, tuple)):
+        raise _Unusable(f"conversation is no list ({_kind(turns)})")
+    return [_message(turn) for turn in turns]
 
 
 def _message(turn: Any) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Held-out samples are sealed before anything is profiled: `python -m ray_jobs.heldout CONFIG.yaml [key=value …] [--dry-run]`.
 
 Two artifacts: the corpus without the samples of `in` (from here on it is the corpus of the experiment), and the held-out samples of `in`
-and `out`, less those that leak. The first depends on `in` alone, so that other evaluation samples never mean another profile.
+and `out`, less those that leak, with the prompts that have no reference. The first depends on `in` alone, so that other evaluation samples
+never mean another profile.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from diversity.config import ConfigError
 from diversity.corpora.inputs import Inputs, read_corpus
 from diversity.heldout import (
     HELDOUT_SCHEMA,
+    PROMPTS,
     Found,
     HeldoutConfig,
     InConfig,
@@ -30,6 +32,7 @@ from diversity.heldout import (
     choose_groups,
     find,
     held_out,
+    prompt_table,
     without_leaks,
 )
 from diversity.ingestion import REJECTED_SCHEMA, ContentHash, counted
@@ -94,15 +97,17 @@ class Heldout:
     @cached_property
     def artifact(self) -> Artifact:
         """Return the held-out samples."""
-        out = self.config.out
-        name = fingerprint(
-            stage="heldout",
-            version=VERSION,
-            config={"out": {"columns": out.columns, "limit": out.limit} if out else None, "in": self.config.in_ is not None},
-            packages=package_versions("pyarrow"),
-            parents=[self.corpus.fingerprint, *(Inputs(out.paths, cache_folder() / "digests.json").roots if out else [])],
-        )
+        out, prompts = self.config.out, self.config.prompts
+        config: dict[str, Any] = {"out": {"columns": out.columns, "limit": out.limit} if out else None, "in": self.config.in_ is not None}
+        parents = [self.corpus.fingerprint, *(_roots(out.paths) if out else [])]
+        if prompts is not None:
+            config["prompts"] = {"column": prompts.column, "files": _roots(prompts.paths)}
+        name = fingerprint(stage="heldout", version=VERSION, config=config, packages=package_versions("pyarrow"), parents=parents)
         return self.context.storage.artifact("heldout", name)
+
+
+def _roots(paths: Sequence[str]) -> list[str]:
+    return Inputs(paths, cache_folder() / "digests.json").roots
 
 
 @once
@@ -196,7 +201,7 @@ def seal_corpus(target: Artifact, sources: Sequence[Mapping[str, int]], facts: M
 
 
 def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
-    """Check both splits against the corpus and seal what doesn't leak."""
+    """Check both splits against the corpus, and seal what doesn't leak and the prompts without a reference."""
     splits = {"in": taken} if stage.config.in_ else {}
     manifest: dict[str, Any] = {"stage": "heldout", "version": VERSION, "corpus": stage.corpus.path, "group_by": stage.by}
     if stage.config.out is not None:
@@ -212,6 +217,10 @@ def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
             raise NothingToHoldOut(f"evaluation.heldout.{split}: all {len(samples)} samples leak: their responses are in the corpus")
         kept.append(table)
         logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[split].items()))
+    if stage.config.prompts is not None:
+        table, manifest[PROMPTS] = prompt_table(stage.config.prompts)
+        kept.append(table)
+        logger.info("heldout: prompts: %s", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[PROMPTS].items()))
     artifact = stage.artifact.begin()
     samples = pa.concat_tables(kept).sort_by([("split", "ascending"), ("sample_id", "ascending")])
     artifact.write(samples)

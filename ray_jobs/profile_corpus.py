@@ -22,7 +22,7 @@ from diversity.cell import typing_parts
 from diversity.embedders import embedder_class
 from diversity.taggers import tagger_class
 from diversity.tokens import WORD
-from diversity.topics import assignment_blocks, check_topics, estimate_seconds
+from diversity.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
 from ray_jobs import heldout, length_window, profile_tasks, vllm
 from ray_jobs.corpus_rows import CorpusRows
 from ray_jobs.process import cache_folder
@@ -76,7 +76,7 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
         folder = resolve_model(tokenizers[unit], cache_folder(), tokenizer_only=True)
         return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
     if granularity == "macro":
-        settings["topics"] = profile.topics.model_dump(mode="json", exclude={"min_topics"})
+        settings["topics"] = {**profile.topics.model_dump(mode="json", exclude={"min_topics"}), "recipe": RECIPE}
         packages = ["numpy", "numba", "scipy", "fast-hdbscan", _faiss()]
         return _artifact(context, "profile", settings, packages, [corpus, embedding_artifact(context, side).fingerprint])
     settings["tagger"] = profile.tagger.settings()

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def runs(context: Context) -> list[Run]:
             sharing[content, seed].append(cell)
     found = []
     for (content, seed), cells in sharing.items():
-        name = run_fingerprint(content=content, model=base_digest, sft=experiment.sft, training_seed=seed, device=device)
-        model = context.storage.artifact("models", name)
+        name = partial(run_fingerprint, content=content, model=base_digest, training_seed=seed, device=device)
+        before = experiment.sft.resume_world_size
+        model = context.storage.artifact("models", name(sft=experiment.sft))
         task = Task(
             dataset=datasets[content],
             heldout=held,
@@ -111,6 +113,7 @@ def runs(context: Context) -> list[Run]:
             content=content,
             cells=tuple(f"{cell.name}_t{seed}" for cell in cells),
             profile=profile,
+            begun=name(sft=experiment.sft.model_copy(update={"world_size": before})) if before else None,
         )
         found.append(Run(task, tuple(cells)))
     return found

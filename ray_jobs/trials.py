@@ -160,7 +160,8 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
     if "error" in figures:
         raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
-    remove_folder(storage, f"train/{task.run}")  # its checkpoints: the model is sealed
+    for name in filter(None, (task.run, task.begun)):
+        remove_folder(storage, f"train/{name}")  # checkpoints: the model is sealed
     tune.report({**figures, "trial_s": time.perf_counter() - started})
 
 

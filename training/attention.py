@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -72,40 +72,61 @@ def packed_attention(
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **given)
     longest, window = int(given["max_length_q"]), given.get("sliding_window")
-    window = window if window is not None and window < longest else None
     device = query.device.type
     if torch.is_autocast_enabled(device):  # rotary embeddings leave fp32 behind
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    groups = query.shape[1] // key.shape[1]
+    window = window if window is not None and window < longest else None
+    row = Row(query, key, value, bounds, longest, scaling, dropout, window)
     if device == "cuda" and query.dtype in FLASH_TYPES:
-        attend = _flash_varlen() or _torch_varlen()
-        out = attend(query, key, value, bounds, longest, scaling, dropout, window)
-        return out[None], None
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return _one_by_one(query, key, value, bounds.tolist(), scaling, dropout, window), None
+        return (_flash_varlen() or _torch_varlen())(row)[None], None
+    return _one_by_one(row)[None], None
 
 
-def _one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: list[int],
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> torch.Tensor:
+class Row(NamedTuple):
+    """A packed row's attention as every kernel here takes it; each returns `(L, H, D)`.
+
+    Attributes:
+        query: `(1, H, L, D)`.
+        key: `(1, H_kv, L, D)`.
+        value: `(1, H_kv, L, D)`.
+        bounds: `(n + 1,) int32`, of the samples.
+        longest: tokens of the longest sample.
+        scaling: of the scores; None takes 1 / sqrt(D).
+        dropout: of the attention weights.
+        window: tokens that a token sees, itself included; None sees all before it.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    bounds: torch.Tensor
+    longest: int
+    scaling: float | None
+    dropout: float
+    window: int | None
+
+    def with_all_heads(self) -> Row:
+        """Return the same with a key and a value head for each query head."""
+        groups = self.query.shape[1] // self.key.shape[1]
+        if groups == 1:
+            return self
+        return self._replace(key=self.key.repeat_interleave(groups, 1), value=self.value.repeat_interleave(groups, 1))
+
+    def by_token(self) -> list[Any]:
+        """Return query, key and value as varlen kernels want them, `(L, heads, D)` each."""
+        return [part[0].transpose(0, 1) for part in (self.query, self.key, self.value)]
+
+
+def _one_by_one(row: Row) -> torch.Tensor:
     """Return one causal call's output after the other."""
-    found = []
-    for start, stop in pairwise(bounds):
-        part = slice(start, stop)
-        mask = _banded(stop - start, window, query.device) if window is not None and window < stop - start else None
-        out = scaled_dot_product_attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], mask, dropout, is_causal=mask is None, scale=scaling
-        )
-        found.append(out.transpose(1, 2))
-    return torch.cat(found, 1)
+    row, found = row.with_all_heads(), []
+    for start, stop in pairwise(row.bounds.tolist()):
+        query, key, value = (part[:, :, start:stop] for part in (row.query, row.key, row.value))
+        mask = _banded(stop - start, row.window, query.device) if row.window is not None and row.window < stop - start else None
+        out = scaled_dot_product_attention(query, key, value, mask, row.dropout, is_causal=mask is None, scale=row.scaling)
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
 
 
 def _banded(length: int, window: int, device: Any) -> torch.Tensor:
@@ -116,80 +137,37 @@ def _banded(length: int, window: int, device: Any) -> torch.Tensor:
 
 
 @functools.cache
-def _flash_varlen() -> Callable[..., torch.Tensor] | None:
-    """Return the flash-attn package's kernel behind our arguments, or None where it is not installed."""
+def _flash_varlen() -> Callable[[Row], torch.Tensor] | None:
+    """Return the flash-attn package's kernel, or None where it is not installed."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
         return None
 
-    def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bounds: torch.Tensor,
-        longest: int,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        return flash_attn_varlen_func(
-            *rows,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            dropout_p=dropout,
-            softmax_scale=scaling,
-            causal=True,
-            window_size=(-1, -1) if window is None else (window - 1, 0),
-        )
+    def attend(row: Row) -> torch.Tensor:
+        window = (-1, -1) if row.window is None else (row.window - 1, 0)
+        options = {"dropout_p": row.dropout, "softmax_scale": row.scaling, "causal": True, "window_size": window}
+        return flash_attn_varlen_func(*row.by_token(), row.bounds, row.bounds, row.longest, row.longest, **options)
 
     return attend
 
 
 @functools.cache
-def _torch_varlen() -> Callable[..., torch.Tensor]:
-    """Return PyTorch's own varlen kernel behind our arguments. Its first releases know neither grouped heads nor dropout."""
+def _torch_varlen() -> Callable[[Row], torch.Tensor]:
+    """Return PyTorch's own varlen kernel. Its first releases know neither grouped heads nor dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
     kernel: Callable[..., Any] = varlen_attn
     grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
-    def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bounds: torch.Tensor,
-        longest: int,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        if dropout:
-            return _one_by_one_grouped(query, key, value, bounds, scaling, dropout, window)
-        groups = query.shape[1] // key.shape[1]
-        options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0) if window is None else (window - 1, 0)}
+    def attend(row: Row) -> torch.Tensor:
+        if row.dropout:
+            return _one_by_one(row)
+        options: dict[str, Any] = {"scale": row.scaling, "window_size": (-1, 0) if row.window is None else (row.window - 1, 0)}
         if grouped:
-            options["enable_gqa"] = groups > 1
-        elif groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        rows: list[Any] = [part[0].transpose(0, 1) for part in (query, key, value)]
-        return kernel(*rows, bounds, bounds, longest, longest, **options)
+            options["enable_gqa"] = row.query.shape[1] > row.key.shape[1]
+        else:
+            row = row.with_all_heads()
+        return kernel(*row.by_token(), row.bounds, row.bounds, row.longest, row.longest, **options)
 
     return attend
-
-
-def _one_by_one_grouped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> torch.Tensor:
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return _one_by_one(query, key, value, bounds.tolist(), scaling, dropout, window)[0]

@@ -77,26 +77,39 @@ def _loaded(engine: Any, folder: Path, named: Path) -> dict[str, Any]:
 def load_other_world(engine: Any, root: Path, name: Callable[[int], str]) -> tuple[int, Rows]:
     """Load the newest checkpoint that so many other ranks wrote; all ranks call this.
 
-    With ZeRO, rank 0 turns it into DeepSpeed's universal form first, and the engine must have been built with `universal`. The order of
-    the data does not depend on the number of ranks, so that the run goes on where the other one stopped.
-
     Args:
         engine: DeepSpeed's.
         root: the folder that holds the checkpoints (`CheckpointFolder.root` of that run), seen by all ranks.
         name: the run's fingerprint on so many ranks.
 
     Raises:
-        CheckpointError: there is none, it is of another run than this one on its own number of ranks, or not whole.
+        CheckpointError: there is none, or as `load_from_other_ranks`.
     """
     whole = sorted(root.glob("step-*"))
     if not whole:
         raise CheckpointError(f"{root} holds no checkpoint to go on from")
-    folder = whole[-1]
+    return load_from_other_ranks(engine, whole[-1], root / f".universal-{whole[-1].name}", torch.distributed.get_rank() == 0, name)
+
+
+def load_from_other_ranks(engine: Any, folder: Path, universal: Path, leads: bool, name: Callable[[int], str]) -> tuple[int, Rows]:
+    """Load a checkpoint that so many other ranks wrote; all ranks call this.
+
+    With ZeRO, it is turned into DeepSpeed's universal form first, and the engine must have been built with `universal`. The order of the
+    data does not depend on the number of ranks, so that the run goes on where the other one stopped.
+
+    Args:
+        engine: DeepSpeed's.
+        folder: the checkpoint.
+        universal: where its universal form lies meanwhile.
+        leads: whether this rank makes and removes that form: one rank of all, or of each node where nodes share no folder.
+        name: the run's fingerprint on so many ranks.
+
+    Raises:
+        CheckpointError: it is of another run than this one on its own number of ranks, or not whole.
+    """
     if engine.zero_optimization_stage() == 0:
         client_state = _loaded(engine, folder, folder)
     else:
-        leads = torch.distributed.get_rank() == 0
-        universal = root / f".universal-{folder.name}"
         if leads:
             shutil.rmtree(universal, ignore_errors=True)
             _make_universal(folder / STATE, universal / STATE)

@@ -20,6 +20,7 @@ VERSION = 1  # raised whenever the code changes what a run computes from the sam
 NOT_IDENTITY = frozenset(
     {
         "training_seeds",
+        "resume_world_size",
         "row_tokens",
         "precision",
         "gradient_checkpointing",
@@ -101,6 +102,8 @@ class SftConfig(Config):
         budget: response tokens or epochs.
         training_seeds: seeds of the data order (and of LoRA's start); every dataset is trained with each.
         world_size: ranks of a run.
+        resume_world_size: under Ray, ranks on which the same run was begun before: where that one left a checkpoint and this one has none,
+            this one goes on from it, through DeepSpeed's universal checkpoint. None begins anew.
         max_length: tokens of a sample, prompt and response, that the model sees at most.
         overlong: longer samples lose the end of their response (`truncate`), or are left out (`drop`); both are counted.
         template: chat template; `auto` reads the model's own, and takes `plain` for a base model without one.
@@ -126,6 +129,7 @@ class SftConfig(Config):
     budget: BudgetConfig = BudgetConfig(epochs=3)
     training_seeds: list[int] = Field(default=[0], min_length=1)
     world_size: int = Field(default=1, ge=1)
+    resume_world_size: int | None = Field(default=None, ge=1)
     max_length: int = Field(default=2048, ge=8)
     overlong: Literal["truncate", "drop"] = "truncate"
     template: Literal["auto", "chatml", "llama-2", "llama-3", "plain"] = "auto"
@@ -165,6 +169,8 @@ class SftConfig(Config):
     def _consistent(self) -> SftConfig:
         if self.row_tokens is not None and self.row_tokens < self.max_length:
             raise ValueError(f"row_tokens {self.row_tokens} is below max_length {self.max_length}: a sample must fit a row")
+        if self.resume_world_size == self.world_size:
+            raise ValueError(f"resume_world_size {self.world_size} is this run's own world_size, at which a run resumes in any case")
         tokens = self.budget.response_tokens
         if tokens is not None and tokens < self.response_tokens_per_step:
             raise ValueError(

@@ -50,6 +50,7 @@ class Task:
         content: of the dataset.
         cells: `<cell>_t<seed>` of every cell that shares this run, for the manifests.
         profile: of the model's tokens in the corpus's responses, for scores by kind of token; None leaves those out.
+        begun: fingerprint of the same run on `sft.resume_world_size` ranks, whose checkpoint it may go on from.
     """
 
     dataset: Artifact
@@ -66,6 +67,7 @@ class Task:
     content: str
     cells: tuple[str, ...]
     profile: Artifact | None = None
+    begun: str | None = None
 
     @property
     def run(self) -> str:
@@ -122,7 +124,7 @@ def remove_weights(model: Artifact) -> None:
 
 def _train(task: Task, figures: dict[str, Any]) -> Any:
     """Train and seal the model; return what `fine_tune` returned."""
-    from training.checkpoint import export, load_state
+    from training.checkpoint import export, load_from_other_ranks, load_state
     from training.engine import free_memory
     from training.sft import Job, fine_tune
 
@@ -131,16 +133,22 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     samples = dataset.read(task.dataset, ["sample_id", "messages"])
     job = Job(base, samples, task.sft, task.training_seed, task.device)
 
+    own = ray.train.get_checkpoint()
+    other = _begun_on_other_ranks(task) if own is None else None
+
     def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
-        found = ray.train.get_checkpoint()
-        if found is None:
+        if own is not None:
+            with own.as_directory() as folder:
+                return load_state(engine, Path(folder), task.run)
+        if other is None:
             return 0, []
-        with found.as_directory() as folder:
-            return load_state(engine, Path(folder), task.run)
+        universal = Path(tempfile.gettempdir()) / f"sft-diversity-universal-{task.run}"
+        with other.as_directory() as folder:
+            return load_from_other_ranks(engine, Path(folder), universal, context.get_local_rank() == 0, lambda ranks: str(task.begun))
 
     memory = free_memory(task.device, context.get_local_world_size())
     with _curve(task) as track:
-        trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory, track=track)
+        trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory, track=track, universal=other is not None)
     leads = context.get_world_rank() == 0
     if leads:
         task.model.begin()
@@ -160,10 +168,22 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
                 "model_digest": task.base_digest,
                 "sft": task.sft.identity(training_seed=task.training_seed, device=task.device),
                 "training_seed": task.training_seed,
+                "resume_world_size": task.sft.resume_world_size,
                 **trained.summary,
             }
         )
     return trained
+
+
+def _begun_on_other_ranks(task: Task) -> ray.train.Checkpoint | None:
+    """Return the newest checkpoint of the run that this one goes on from, if that one has left any."""
+    if task.begun is None:
+        return None
+    path = f"train/{task.begun}"
+    if not task.model.storage.exists(f"{path}/checkpoint_manager_snapshot.json"):
+        return None
+    filesystem, root = task.model.storage.filesystem()
+    return ray.train.Result.from_path(f"{root}/{path}", filesystem).checkpoint
 
 
 @contextmanager

@@ -234,6 +234,8 @@ def _run(given: argparse.Namespace) -> None:
             node = node.setdefault(parent, {})
         node[last] = yaml.safe_load(text)
     sft = parse(SftConfig, values)
+    if sft.resume_world_size:
+        raise UserError("resume_world_size is for a sweep: without Ray, give the other run's checkpoints by --resume-from FOLDER")
     prepare_process(device, given.threads)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

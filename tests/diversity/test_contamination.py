@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from diversity import contamination
 from diversity.config import ConfigError, parse
-from diversity.contamination import NoPrompt, Prompts, screen, tally
+from diversity.contamination import Prompts, screen, tally
 from diversity.corpora.inputs import read_corpus
+from diversity.corpora.prompts import NoPrompt
 from diversity.heldout import OutConfig
 from diversity.samples import CorpusConfig, samples_table, to_sample
 from diversity.text_match import gram_texts, normalise
@@ -108,7 +109,7 @@ def test_a_corpus_read_in_one_process_is_screened_and_adds_up(tmp_path: Path) ->
 def test_evaluation_files_that_hold_no_prompt_are_named(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
     path.write_text('{"prompt": "fine"}\n{"question": "?"}\n')
-    with pytest.raises(NoPrompt, match=r"eval\.jsonl: row 1 has no text in 'prompt'"):
+    with pytest.raises(NoPrompt, match=r"eval\.jsonl: row 1 has no prompt in 'prompt'"):
         Prompts.read(contamination.ContaminationConfig(paths=[str(path)]))
     with pytest.raises(ConfigError, match="say which files hold the evaluation prompts"):
         parse(CorpusConfig, {"contamination": {"paths": []}})

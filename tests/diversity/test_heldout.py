@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import numpy as np
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from diversity.config import ConfigError, parse
 from diversity.corpora.inputs import read_corpus
+from diversity.corpora.prompts import NoPrompt
 from diversity.heldout import (
     HELDOUT_SCHEMA,
     HeldoutConfig,
     InConfig,
     NothingToHoldOut,
+    PromptsConfig,
     Sought,
     candidate_groups,
     choose_groups,
@@ -25,9 +28,10 @@ from diversity.heldout import (
     groups,
     held_out,
     leaks,
+    prompt_table,
     without_leaks,
 )
-from diversity.samples import CorpusConfig, Sample, samples_table, to_sample
+from diversity.samples import CorpusConfig, Sample, sample_id, samples_table, to_sample
 from diversity.text_match import GRAM_WORDS, character_classes, gram_hashes, gram_texts, normalise, text_hashes
 
 WORDS = st.sampled_from(["a", "b", "C", "dé", "中", "文", "ไ", "x1", "…", "-", "😀", " ", "\n", "\u2028", "ﬁ", "Σ", "İ", "e\u0301", "\x00"])
@@ -220,6 +224,25 @@ def test_config_reads_in_and_says_what_is_wrong() -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             parse(HeldoutConfig, values)
+
+
+def test_prompts_are_read_once_each_and_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path, talk = (
+        tmp_path / "asked.jsonl",
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "C?"}],
+    )
+    path.write_text("".join(json.dumps({"question": value, "reference": None}) + "\n" for value in ("why?", " ", "why?", talk)))
+    table, counts = prompt_table(PromptsConfig(paths=[str(path)], column="question"))
+    assert table.schema == HELDOUT_SCHEMA and counts == {"rows_read": 4, "samples": 2, "duplicates": 1, "blank": 1}
+    assert table["instruction"].to_pylist() == ["why?", "a\n\nC?"] and table["response"].to_pylist() == ["", ""]
+    assert table["messages"].to_pylist()[1][1] == {"role": "assistant", "content": "b"}
+    assert set(table["split"].to_pylist()) == {"prompts"} and set(table["source"].to_pylist()) == {"asked.jsonl"}
+    assert table["sample_id"].to_pylist() == [sample_id(messages) for messages in table["messages"].to_pylist()]
+    setting = r"row 0 has no prompt in 'question' \(evaluation.heldout.prompts.column\)"
+    for rows, told in (([7], setting), ([""], "none of 1 rows"), ([talk[:2]], "the last turn is not the user's")):
+        path.write_text("".join(json.dumps({"question": value}) + "\n" for value in rows))
+        with pytest.raises(NoPrompt, match=told):
+            prompt_table(PromptsConfig(paths=[str(path)], column="question"))
 
 
 def test_the_real_split_has_the_known_leaks(real_data) -> None:  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 import math
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -153,7 +154,7 @@ def test_size_cap():
 
 def test_estimates_grow_with_the_corpus():
     estimates = [estimate_seconds(n, TopicsConfig()) for n in (1000, 20_000, 100_000, 200_000)]
-    assert estimates == sorted(estimates) and 60 < estimates[2] < 300
+    assert estimates == sorted(estimates) and 30 < estimates[2] < 300
 
 
 def brute_neighbours(vectors, k):
@@ -189,6 +190,24 @@ def test_search_in_lists_finds_most_neighbours(monkeypatch):
     order, _ = brute_neighbours(vectors, 10)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(own.tolist(), order.tolist())])
     assert recall > 0.9 and (own[:, 0] == np.arange(3000)).all()
+
+
+def test_search_in_lists_equals_a_search_row_by_row(monkeypatch):
+    """Some rows look into lists of fewer than k rows."""
+    monkeypatch.setattr(neighbours, "LISTS", 64)
+    monkeypatch.setattr(neighbours, "PROBES", 2)
+    vectors = unit(np.random.default_rng(6).normal(size=(2600, 16)))
+    with one_thread():
+        similar, own = neighbours._search_lists(vectors, 60)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(16), 16, 64, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        index.nprobe = 2
+        expected, rows = index.search(vectors, 60)
+        again = neighbours._search_lists(vectors, 60)
+    assert (rows < 0).any() and ((own < 0) == (rows < 0)).all()
+    assert (own == rows).all() and np.abs(similar - expected)[rows >= 0].max() < 1e-6
+    assert (again[0] == similar).all() and (again[1] == own).all()
 
 
 def test_k_means_is_seeded_and_of_unit_norm():

@@ -133,6 +133,7 @@ def test_a_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], co
         ("storage=runs", "storage=$PWD/runs"),
         ("corpus.paths=[data.jsonl]", 'corpus.paths="[$PWD/data.jsonl]"'),
         ("evaluation.heldout={in: null, out: {paths: [out.jsonl]}}", 'evaluation.heldout.out.paths="[$PWD/out.jsonl]"'),
+        ("evaluation.heldout={prompts: {paths: [asked.jsonl]}}", 'evaluation.heldout.prompts.paths="[$PWD/asked.jsonl]"'),
         ("model=./model", "model=$PWD/model"),
     ],
 )

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from diversity.artifact import Storage
 from diversity.config import ConfigError
+from diversity.samples import sample_id
 from tests.training.test_nll import heldout_table
 from training.chat import ChatEncoder
 from training.evaluators import EvaluationConfig, Subject, evaluate
 from training.evaluators import generate as module
 from training.evaluators.generate import Answer, GenerateConfig, answer_of, asked, batches, distinct, figures, prompts
-from training.ray_worker import Kept
 
 NEW = 6
 
@@ -69,6 +69,9 @@ def test_batched_answers_equal_one_prompt_at_a_time(subject: Subject, batch_toke
 
 
 def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="what is kept lies beside Ray Train's checkpoints")
+    from training.ray_worker import Kept
+
     kept = Kept(Storage(str(tmp_path)), "train/run/kept")
     options, calls, generate = config(batch_tokens=60), [], module._generate
     whole = evaluate(subject, options, run="r")
@@ -136,6 +139,23 @@ def test_every_run_is_asked_the_same_whatever_the_order_of_rows(subject: Subject
     assert sorted(len(p.ids) for p in short) == [n for n in lengths if n <= lengths[2]]
     with pytest.raises(ConfigError, match="no split 'outt': did you mean 'out'"):
         evaluate(subject, config(splits=["outt"]), run="r")
+
+
+def test_prompts_without_a_reference_are_asked_whole_and_nothing_else_scores_them(tiny_model: Any, tiny_folder: Path) -> None:
+    asking = [[{"role": "user", "content": "why?"}], [{"role": r, "content": r} for r in ("user", "assistant", "user")]]
+    rows = [{"sample_id": sample_id(messages), "messages": messages, "split": "prompts"} for messages in asking]
+    table = pa.concat_tables([heldout_table(6), pa.Table.from_pylist(rows)])
+    given = Subject.of(tiny_model, tiny_folder, table, "cpu")
+    both = EvaluationConfig(evaluators=["nll", {"name": "generate", "max_new_tokens": NEW}])
+    found = evaluate(given, both, run="r")
+    assert {row["split"] for row in found.table.to_pylist() if row["evaluator"] == "nll"} == {"in", "out"}
+    answers = {row["sample_id"]: row for row in found.tables["responses"].to_pylist() if row["split"] == "prompts"}
+    assert answers.keys() == {row["sample_id"] for row in rows}
+    for row in rows:
+        literal = naive(given.model, given.encoder.prompt(row["messages"]), given.encoder.end)
+        assert answers[row["sample_id"]]["response"] == given.tokenizer.decode(literal, skip_special_tokens=True)
+    alone = evaluate(given, config(splits=["prompts"]), run="r")
+    assert set(alone.table["split"].to_pylist()) == {"prompts"} and len(alone.tables["responses"]) == 2
 
 
 def test_what_is_asked_ends_where_the_answer_begins(encoder: ChatEncoder) -> None:

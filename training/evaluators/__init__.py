@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config, UserError, lookup, parse
-from diversity.heldout import HeldoutConfig
+from diversity.heldout import PROMPTS, HeldoutConfig
 from diversity.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Subject:
         model: a causal language model of transformers, on its device, in evaluation mode.
         encoder: its tokenizer and template.
         splits: held-out samples (`sample_id`, `messages`, and `group` where there are any) by split, e.g. `in` and `out`.
+        prompts: prompts without a reference, with the same columns; None where there are none.
         device: where the model is.
         rank: this process's rank.
         world_size: processes that share the work.
@@ -142,6 +143,7 @@ class Subject:
     tokenizer: Any = None
     trained_on: TrainedOn | None = None
     kept: Kept | None = None
+    prompts: pa.Table | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer_folder: Path, heldout: pa.Table, device: Any, *, template: str = "auto", **more: Any) -> Subject:
@@ -161,10 +163,11 @@ class Subject:
         from training.chat import ChatEncoder, load_tokenizer
 
         splits = {name: heldout.filter(pc.equal(heldout["split"], name)) for name in sorted(heldout["split"].unique().to_pylist())}
+        prompts = splits.pop(PROMPTS, None)
         if not splits:
             raise UserError("there is no held-out sample to score: raise evaluation.heldout.in.fraction, or look at its rejected rows")
         tokenizer = load_tokenizer(tokenizer_folder)
-        return cls(model, ChatEncoder(tokenizer, template), splits, device, tokenizer=tokenizer, **more)
+        return cls(model, ChatEncoder(tokenizer, template), splits, device, tokenizer=tokenizer, prompts=prompts, **more)
 
 
 class Kept(Protocol):

@@ -1,4 +1,6 @@
-"""What a run answers to held-out prompts, and diagnostics of the answers: distinct n-grams, repetition, length, whether they end.
+"""What a run answers, and diagnostics of the answers: distinct n-grams, repetition, length, whether they end.
+
+Asked are the prompts of held-out samples, and those that `evaluation.heldout.prompts` adds, which have no reference.
 
 No judge: none of these figures says that an answer is good, and none is primary. What is asked (`prompts`) and how answers are counted
 (`figures`) know nothing of the engine between them. Here it is transformers, on the run's own ranks; batches that are answered are
@@ -18,6 +20,7 @@ from pydantic import Field
 
 from diversity.artifact import digest
 from diversity.config import Config, ConfigError, near_matches
+from diversity.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
@@ -44,7 +47,7 @@ class GenerateConfig(Config):
     """Which prompts are answered, and how.
 
     Attributes:
-        splits: of the held-out samples; null takes all.
+        splits: of the held-out samples, `prompts` for those without a reference; null takes all.
         max_samples: prompts of a split at most, the same ones for every run; null takes all.
         max_prompt_tokens: longer prompts are left out.
         max_new_tokens: answers end here at the latest.
@@ -66,7 +69,7 @@ class GenerateConfig(Config):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: a held-out sample up to its last answer.
+    """What is asked: a held-out sample up to its last answer, or a prompt without a reference.
 
     Attributes:
         sample_id: of the sample.
@@ -87,14 +90,21 @@ class Answer:
     finished: bool
 
 
-def prompts(samples: pa.Table, encoder: ChatEncoder, config: GenerateConfig) -> list[Prompt]:
-    """Return the prompts of a split that every run is asked, in the order of a keyed hash."""
+def prompts(samples: pa.Table, encoder: ChatEncoder, config: GenerateConfig, *, answered: bool = True) -> list[Prompt]:
+    """Return the prompts of a split that every run is asked, in the order of a keyed hash.
+
+    Args:
+        samples: `sample_id`, `messages`, and `group` where there are any.
+        encoder: the run's tokenizer and template.
+        config: which of them.
+        answered: whether the samples hold answers, the last of which is left out with what follows it.
+    """
     places = order(priorities(sample_keys(samples["sample_id"]), 0, "evaluate"))
     wanted, groups = config.max_samples or len(places), group_numbers(samples)
     found: list[Prompt] = []
     for place in places.tolist():
         row = samples.slice(place, 1).select(["sample_id", "messages"]).to_pylist()[0]
-        ids = encoder.prompt(asked(row["messages"]))
+        ids = encoder.prompt(asked(row["messages"]) if answered else row["messages"])
         if len(ids) <= config.max_prompt_tokens:
             found.append(Prompt(row["sample_id"], int(groups[place]), ids))
         if len(found) == wanted:
@@ -121,10 +131,11 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
     Raises:
         ConfigError: `splits` names one that there is not.
     """
-    if unknown := set(config.splits or ()) - set(subject.splits):
-        raise ConfigError(f"generate.splits: no split {sorted(unknown)[0]!r}{near_matches(sorted(unknown)[0], subject.splits)}")
-    for split in config.splits or subject.splits:
-        asking = prompts(subject.splits[split], subject.encoder, config)
+    splits = {**subject.splits, **({PROMPTS: subject.prompts} if subject.prompts is not None else {})}
+    if unknown := set(config.splits or ()) - set(splits):
+        raise ConfigError(f"generate.splits: no split {sorted(unknown)[0]!r}{near_matches(sorted(unknown)[0], splits)}")
+    for split in config.splits or splits:
+        asking = prompts(splits[split], subject.encoder, config, answered=split != PROMPTS)
         if not asking:
             logger.warning("generate: no prompt of split %s has at most %d tokens", split, config.max_prompt_tokens)
             continue
