@@ -26,6 +26,7 @@ from diversity.typed import DATA_SCHEMA, TYPES, TYPES_SCHEMA, NoTypesError, Type
 
 WORD = "word"
 PAPER_N = 117_000
+MERGED_AT_ONCE = 1 << 20  # rows of blocks' dictionaries that wait to be added up
 CHECKED = 500  # texts on which a tokenizer's fast path is compared with the slow one at every run
 
 COUNTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("tokens", pa.int32()), ("ids", TYPES), ("counts", TYPES)])
@@ -189,14 +190,26 @@ def token_vocabulary(found: Frequencies, contents: Sequence[bytes]) -> Vocabular
 
 
 def merge_vocabularies(blocks: Iterable[pa.Table], n: int) -> Vocabulary:
-    """Return the dictionary of n samples out of those of their blocks, ascending by content."""
-    tables = [VOCABULARY_SCHEMA.empty_table(), *blocks]
+    """Return the dictionary of n samples out of those of their blocks, ascending by content; few blocks are held at a time."""
+    merged, waiting = VOCABULARY_SCHEMA.empty_table(), 0
+    tables = [merged]
+    for block in blocks:
+        tables.append(block)
+        waiting += block.num_rows
+        if waiting > max(MERGED_AT_ONCE, merged.num_rows):
+            merged, waiting = _add_up(tables), 0
+            tables = [merged]
+    return Vocabulary(n, _add_up(tables).sort_by("content"), None)
+
+
+def _add_up(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return VOCABULARY_SCHEMA with each content once, and its df and tf of all tables together."""
     both = pa.concat_tables([table.select(["content", "df", "tf"]) for table in tables]).combine_chunks()
     coded = both["content"].combine_chunks().dictionary_encode()
     codes, contents = coded.indices.to_numpy(), coded.dictionary
     df, tf = (np.bincount(codes, weights=both[name].to_numpy(), minlength=len(contents)) for name in ("df", "tf"))
     columns = [contents, contents.cast(pa.string()), pa.array(df.astype(np.int64)), pa.array(tf.astype(np.int64))]
-    return Vocabulary(n, pa.Table.from_arrays(columns, schema=VOCABULARY_SCHEMA).sort_by("content"), None)
+    return pa.Table.from_arrays(columns, schema=VOCABULARY_SCHEMA)
 
 
 def band_types(typing: str, vocabulary: Vocabulary, band: BandConfig) -> tuple[pa.Table, dict[str, int]]:

@@ -186,7 +186,7 @@ def count_types(work: Tokenise, n: int, band: BandConfig, tokenizers: Mapping[st
         NoTypesError: no token lies in the band.
     """
     artifact, unit = work.artifact, typing_parts(work.typing)[2]
-    blocks = [_read(artifact, path) for path in artifact.parts(f"{STAGING}/frequencies")]
+    blocks = (_read(artifact, path) for path in artifact.parts(f"{STAGING}/frequencies"))  # one at a time: they grow with the corpus
     if unit == WORD:
         vocabulary, size = merge_vocabularies(blocks, n), 0
     else:

@@ -94,16 +94,17 @@ def open_trackers(config: TrackersConfig, folder: Path, run: str, about: Mapping
     Raises:
         UserError: a package that the configuration asks for is not installed.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    board = _tensorboard(folder)
-    places: list[Tracker] = [] if board is None else [board]
+    places: list[Tracker] = []
     if config.mlflow is not None:
         places.append(_Mlflow(config.mlflow, run, about))
     if config.wandb is not None:
         places.append(_Wandb(config.wandb, folder.parent, run, about))
+    shutil.rmtree(folder, ignore_errors=True)
+    board = _tensorboard(folder)  # last: what is refused above leaves no open file behind
     if board is not None:
         for row in past:
             Trackers([board]).step(row)
+        places.append(board)
     return Trackers(places)
 
 

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -239,12 +240,13 @@ words = st.lists(st.sampled_from(["a", "A", "b", "ß", "İ", "ΑΣ", "x1", ",", 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(words, min_size=1, max_size=20), st.integers(1, 4), st.integers(0, 4), st.integers(1, 7))
-def test_words_equal_the_naive_typing_in_any_blocks(texts, low, span, rows_a_block):
+@given(st.lists(words, min_size=1, max_size=20), st.integers(1, 4), st.integers(0, 4), st.integers(1, 7), st.sampled_from([0, 5, 1 << 20]))
+def test_words_equal_the_naive_typing_in_any_blocks(texts, low, span, rows_a_block, at_once):
     table, high = samples(texts), low + span
     expected, kept, df = naive([text.lower().split() for text in texts], low, high, str.encode)
     blocks = [WordCounter("instruction")(table.slice(i, rows_a_block)) for i in range(0, len(texts), rows_a_block)]
-    vocabulary = merge_vocabularies(blocks, len(texts))
+    with mock.patch.object(tokens, "MERGED_AT_ONCE", at_once):
+        vocabulary = merge_vocabularies(iter(blocks), len(texts))
     assert vocabulary.table["label"].to_pylist() == sorted(df, key=str.encode)
     if not kept:
         with pytest.raises(NoTypesError, match=f"from {low} to {high}"):
