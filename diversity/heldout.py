@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config, UserError
@@ -63,7 +64,7 @@ class OutConfig(CorpusConfig):
 
 
 class PromptsConfig(Config):
-    """Prompts without a reference: the evaluator `generate` asks them, and nothing else reads them.
+    """Prompts without a reference: the evaluator `generate` asks them, and nothing else reads them. What `in` or `out` holds is left out.
 
     Attributes:
         paths: files with a prompt in each row, in any format that ingest reads.
@@ -216,8 +217,13 @@ def without_leaks(samples: pa.Table, split: str, by: str, sought: Sought, found:
     return table.filter(pa.array(~leaked)), counts
 
 
-def prompt_table(config: PromptsConfig) -> tuple[pa.Table, dict[str, int]]:
+def prompt_table(config: PromptsConfig, held: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     """Return (`HELDOUT_SCHEMA` table of the prompts, each once and without a response, counts).
+
+    Args:
+        config: where they are.
+        held: the held-out samples, in `HELDOUT_SCHEMA`. Their prompts are asked in any case: equal ones, after normalisation, are left out,
+            so that one file may give samples with references and prompts without.
 
     Raises:
         ReadError: a file can't be found or read.
@@ -239,7 +245,10 @@ def prompt_table(config: PromptsConfig) -> tuple[pa.Table, dict[str, int]]:
     table = samples_table(list(found.values()))
     table = table.append_column(HELDOUT_SCHEMA.field("split"), pa.array([PROMPTS] * len(table), pa.string()))
     table = table.append_column(HELDOUT_SCHEMA.field("group"), groups(table, "prompt").cast(pa.string()))
-    return table, {"rows_read": rows, "samples": len(table), "duplicates": rows - blank - len(table), "blank": blank}
+    elsewhere = pc.is_in(table["group"], groups(held, "prompt").cast(pa.string()))
+    kept = table.filter(pc.invert(elsewhere))
+    counts = {"samples": len(kept), "in_other_splits": len(table) - len(kept), "duplicates": rows - blank - len(table), "blank": blank}
+    return kept, {"rows_read": rows, **counts}
 
 
 def _occur(hashes: np.ndarray, table: np.ndarray, found: np.ndarray) -> np.ndarray:

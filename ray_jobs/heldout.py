@@ -218,7 +218,7 @@ def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
         kept.append(table)
         logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[split].items()))
     if stage.config.prompts is not None:
-        table, manifest[PROMPTS] = prompt_table(stage.config.prompts)
+        table, manifest[PROMPTS] = prompt_table(stage.config.prompts, pa.concat_tables(kept))
         kept.append(table)
         logger.info("heldout: prompts: %s", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[PROMPTS].items()))
     artifact = stage.artifact.begin()

@@ -232,8 +232,10 @@ def test_prompts_are_read_once_each_and_counted(tmp_path) -> None:  # type: igno
         [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "C?"}],
     )
     path.write_text("".join(json.dumps({"question": value, "reference": None}) + "\n" for value in ("why?", " ", "why?", talk)))
-    table, counts = prompt_table(PromptsConfig(paths=[str(path)], column="question"))
-    assert table.schema == HELDOUT_SCHEMA and counts == {"rows_read": 4, "samples": 2, "duplicates": 1, "blank": 1}
+    none = HELDOUT_SCHEMA.empty_table()
+    table, counts = prompt_table(PromptsConfig(paths=[str(path)], column="question"), none)
+    assert table.schema == HELDOUT_SCHEMA
+    assert counts == {"rows_read": 4, "samples": 2, "in_other_splits": 0, "duplicates": 1, "blank": 1}
     assert table["instruction"].to_pylist() == ["why?", "a\n\nC?"] and table["response"].to_pylist() == ["", ""]
     assert table["messages"].to_pylist()[1][1] == {"role": "assistant", "content": "b"}
     assert set(table["split"].to_pylist()) == {"prompts"} and set(table["source"].to_pylist()) == {"asked.jsonl"}
@@ -242,7 +244,7 @@ def test_prompts_are_read_once_each_and_counted(tmp_path) -> None:  # type: igno
     for rows, told in (([7], setting), ([""], "none of 1 rows"), ([talk[:2]], "the last turn is not the user's")):
         path.write_text("".join(json.dumps({"question": value}) + "\n" for value in rows))
         with pytest.raises(NoPrompt, match=told):
-            prompt_table(PromptsConfig(paths=[str(path)], column="question"))
+            prompt_table(PromptsConfig(paths=[str(path)], column="question"), none)
 
 
 def test_the_real_split_has_the_known_leaks(real_data) -> None:  # type: ignore[no-untyped-def]

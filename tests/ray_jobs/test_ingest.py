@@ -262,14 +262,18 @@ def test_heldout_equals_one_process_and_out_changes_no_corpus(tmp_path: Path, mo
     before = Path(both.index.get("heldout").uri, "manifest.json").stat().st_mtime_ns
     heldout.run(both)
     assert Path(both.index.get("heldout").uri, "manifest.json").stat().st_mtime_ns == before
-    asked = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": "who?", "reference": None}, {"prompt": "new"}])
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": "who?", "reference": None}, {"prompt": "NEW"}])
     more = context(tmp_path, [path], f"evaluation.heldout.prompts={{paths: [{asked}]}}")
     heldout.run(more)
     table, sealed = more.index.get("heldout").read(), more.index.get("heldout")
     assert more.index.get("corpus").path == corpus.path and sealed.path != held.path
-    assert sealed.manifest["prompts"] == {"rows_read": 2, "samples": 2, "duplicates": 0, "blank": 0}
+    assert sealed.manifest["prompts"] == {"rows_read": 2, "samples": 2, "in_other_splits": 0, "duplicates": 0, "blank": 0}
     assert table.filter(pc.equal(table["split"], "in")).equals(held.read())
-    assert sorted(table.filter(pc.equal(table["split"], "prompts"))["instruction"].to_pylist()) == ["new", "who?"]
+    assert sorted(table.filter(pc.equal(table["split"], "prompts"))["instruction"].to_pylist()) == ["NEW", "who?"]
+    out = f"evaluation.heldout.out={{paths: [{outside}], columns: {{instruction: q, response: r}}}}"
+    beside = context(tmp_path, [path], out, f"evaluation.heldout.prompts={{paths: [{asked}]}}")
+    heldout.run(beside)
+    assert beside.index.get("heldout").manifest["prompts"]["in_other_splits"] == 1, "`out` asks what is new"
     write_jsonl(path, rows(150))
     edited = context(tmp_path, [path])
     with pytest.raises(Exception, match=r"make it with: python -m ray_jobs\.ingest"):
