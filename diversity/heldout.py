@@ -205,8 +205,7 @@ def without_leaks(samples: pa.Table, split: str, by: str, sought: Sought, found:
     """Return (`HELDOUT_SCHEMA` table of the samples of a split that don't leak, counts)."""
     masks = leaks(samples, sought, found)
     leaked = masks["response"] | masks["grams"]
-    table = samples.append_column(HELDOUT_SCHEMA.field("split"), pa.array([split] * len(samples), pa.string()))
-    table = table.append_column(HELDOUT_SCHEMA.field("group"), groups(samples, by).cast(pa.string()))
+    table = _in_split(samples, split, by)
     counts = {
         "samples": int((~leaked).sum()),
         "leaked": int(leaked.sum()),
@@ -242,13 +241,17 @@ def prompt_table(config: PromptsConfig, held: pa.Table) -> tuple[pa.Table, dict[
             found.setdefault(key, Sample(key, source, texts(messages)[0], "", messages, PROMPTS))
     if not found:
         raise NoPrompt(f"evaluation.heldout.prompts: none of {rows} rows holds a prompt")
-    table = samples_table(list(found.values()))
-    table = table.append_column(HELDOUT_SCHEMA.field("split"), pa.array([PROMPTS] * len(table), pa.string()))
-    table = table.append_column(HELDOUT_SCHEMA.field("group"), groups(table, "prompt").cast(pa.string()))
+    table = _in_split(samples_table(list(found.values())), PROMPTS, "prompt")
     elsewhere = pc.is_in(table["group"], groups(held, "prompt").cast(pa.string()))
     kept = table.filter(pc.invert(elsewhere))
     counts = {"samples": len(kept), "in_other_splits": len(table) - len(kept), "duplicates": rows - blank - len(table), "blank": blank}
     return kept, {"rows_read": rows, **counts}
+
+
+def _in_split(samples: pa.Table, split: str, by: str) -> pa.Table:
+    """Return the samples in `HELDOUT_SCHEMA`."""
+    table = samples.append_column(HELDOUT_SCHEMA.field("split"), pa.array([split] * len(samples), pa.string()))
+    return table.append_column(HELDOUT_SCHEMA.field("group"), groups(samples, by).cast(pa.string()))
 
 
 def _occur(hashes: np.ndarray, table: np.ndarray, found: np.ndarray) -> np.ndarray:

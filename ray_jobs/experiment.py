@@ -205,8 +205,8 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
     evaluation = resolved.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("heldout"), dict):
         heldout = dict(evaluation["heldout"])
-        for name in heldout.keys() & {"out", "prompts"}:
-            heldout[name] = _with_paths(f"evaluation.heldout.{name}", heldout[name], inside_job)
+        for name in ("out", "prompts"):
+            heldout[name] = _with_paths(f"evaluation.heldout.{name}", heldout.get(name), inside_job)
         resolved["evaluation"] = {**evaluation, "heldout": heldout}
     if "model" in resolved:
         resolved["model"] = _model("model", resolved["model"], inside_job)

@@ -216,17 +216,21 @@ def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
         if not len(table):
             raise NothingToHoldOut(f"evaluation.heldout.{split}: all {len(samples)} samples leak: their responses are in the corpus")
         kept.append(table)
-        logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[split].items()))
+        _tell(split, manifest[split])
     if stage.config.prompts is not None:
         table, manifest[PROMPTS] = prompt_table(stage.config.prompts, pa.concat_tables(kept))
         kept.append(table)
-        logger.info("heldout: prompts: %s", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest[PROMPTS].items()))
+        _tell(PROMPTS, manifest[PROMPTS])
     artifact = stage.artifact.begin()
     samples = pa.concat_tables(kept).sort_by([("split", "ascending"), ("sample_id", "ascending")])
     artifact.write(samples)
     content = ContentHash()
     content.update(samples)
     artifact.seal({**manifest, "samples": len(samples), "content_hash": content.hexdigest()})
+
+
+def _tell(split: str, counts: Mapping[str, Any]) -> None:
+    logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
 
 
 def _find_everywhere(corpus: Artifact, sought: Sought) -> Found:

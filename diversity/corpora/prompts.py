@@ -30,7 +30,10 @@ def read_prompts(paths: Sequence[str], column: str, setting: str) -> Iterator[tu
     for file in find_files(paths):
         for number, row in read_rows(file, columns=[column]):
             value: Any = row.get(column) if isinstance(row, Mapping) else None
+            if isinstance(value, str) and not value.strip():
+                yield file.name, None
+                continue
             found = to_prompt(value)
-            if isinstance(found, Rejection) and not (isinstance(value, str) and not value.strip()):
+            if isinstance(found, Rejection):
                 raise NoPrompt(f"{file.shown}: row {number} has no prompt in {column!r} ({setting}): {found.reason}")
-            yield file.name, None if isinstance(found, Rejection) else found
+            yield file.name, found

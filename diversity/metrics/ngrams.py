@@ -41,11 +41,12 @@ class Ngrams:
 
 def number_tokens(tokens: Ints) -> Ngrams:
     """Return the tokens numbered: by order of appearance, or by value where an id is too large to look up directly."""
-    if len(tokens) and tokens.max() >= MOST_TOKENS:
+    largest = int(tokens.max(initial=0))
+    if largest >= MOST_TOKENS:
         values, places = np.unique(tokens, return_inverse=True)
         return Ngrams(places.astype(np.int32), len(values), len(values), len(tokens))
     ids: Ints = np.empty(len(tokens), np.int32)
-    distinct = int(_number_tokens(tokens, np.full(int(tokens.max(initial=0)) + 1, -1, np.int32), ids))
+    distinct = int(_number_tokens(tokens, np.full(largest + 1, -1, np.int32), ids))
     return Ngrams(ids, distinct, distinct, len(tokens))
 
 

@@ -227,10 +227,8 @@ def test_config_reads_in_and_says_what_is_wrong() -> None:
 
 
 def test_prompts_are_read_once_each_and_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path, talk = (
-        tmp_path / "asked.jsonl",
-        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "C?"}],
-    )
+    path = tmp_path / "asked.jsonl"
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "C?"}]
     path.write_text("".join(json.dumps({"question": value, "reference": None}) + "\n" for value in ("why?", " ", "why?", talk)))
     none = HELDOUT_SCHEMA.empty_table()
     table, counts = prompt_table(PromptsConfig(paths=[str(path)], column="question"), none)
