@@ -24,7 +24,7 @@ import ray.train
 from diversity import dataset
 from diversity.artifact import Artifact, Storage
 from training.config import SftConfig
-from training.evaluators import EvaluationConfig
+from training.evaluators import EvaluationConfig, vllm_engine
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Train, seal and score the run `config["task"]`; every rank of a `TorchTrainer` calls this.
 
     Returns:
-        Plain figures; Ray Train hands on rank 0's. A loss that is no number is returned as `error`: raised, it would be tried again.
+        Plain figures; Ray Train hands on rank 0's. A loss that is no number, or a package that scoring will miss, is returned as
+        `error`: raised, it would be tried again.
     """
     started = time.perf_counter()
     task: Task = config["task"]
@@ -92,6 +93,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     from training.sft import NonFiniteLoss
 
     prepare_process(task.device, task.threads)
+    if task.scores is not None and task.evaluation.from_folder and (error := vllm_engine.lacking()):
+        return {"error": error}
     figures: dict[str, Any] = {"import_s": time.perf_counter() - started}
     try:
         trained = None if task.model.sealed else _train(task, figures)
@@ -242,8 +245,11 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     started = time.perf_counter()
     context = ray.train.get_context()
     half = task.device == "cuda" and task.sft.resolved_precision(task.device) == "bf16"
+    opened = trained is None or task.evaluation.from_folder
+    if opened and context.get_world_size() > 1:
+        torch.distributed.barrier()  # until rank 0 has stored the model
     with (
-        local_copy(task.model, WEIGHTS, read=trained is None) as folder,
+        local_copy(task.model, WEIGHTS, read=opened) as folder,
         torch.no_grad(),
         torch.autocast(task.device, torch.bfloat16, enabled=half),
     ):
@@ -257,6 +263,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             world_size=context.get_world_size(),
             trained_on=_trained_on(task),
             kept=Kept(task.scores.storage, f"train/{task.run}/kept-{task.scores.fingerprint}"),
+            folder=folder if opened else None,
         )
         scores = evaluate(subject, task.evaluation, run=task.run)
     if context.get_world_rank() != 0:

@@ -19,7 +19,7 @@ from tests.training.test_nll import heldout_table
 from training.chat import ChatEncoder
 from training.evaluators import EvaluationConfig, Subject, evaluate
 from training.evaluators import generate as module
-from training.evaluators.generate import Answer, GenerateConfig, answer_of, asked, batches, distinct, figures, prompts
+from training.evaluators.generate import Answer, GenerateConfig, answer_of, asked, batches, distinct, figures, open_engine, prompts
 
 NEW = 6
 
@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path
     from training.ray_worker import Kept
 
     kept = Kept(Storage(str(tmp_path)), "train/run/kept")
-    options, calls, generate = config(batch_tokens=60), [], module._generate
+    options, calls, generate = config(batch_tokens=60), [], module.TransformersEngine.__call__
     whole = evaluate(subject, options, run="r")
 
     def dies(*arguments: Any) -> Any:
@@ -82,12 +82,12 @@ def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path
         calls.append(arguments)
         return generate(*arguments)
 
-    monkeypatch.setattr(module, "_generate", dies)
+    monkeypatch.setattr(module.TransformersEngine, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(with_kept(subject, kept), options, run="r")
     assert len(list((tmp_path / "train/run/kept").glob("*.parquet"))) == 3
     done, calls[:] = len(calls), []
-    monkeypatch.setattr(module, "_generate", lambda *arguments: (calls.append(arguments), generate(*arguments))[1])
+    monkeypatch.setattr(module.TransformersEngine, "__call__", lambda *arguments: (calls.append(arguments), generate(*arguments))[1])
     again = evaluate(with_kept(subject, kept), options, run="r")
     total = sum(
         len(batches([len(p.ids) for p in prompts(t, subject.encoder, options.evaluators[0].parsed())], options.evaluators[0].parsed()))
@@ -114,8 +114,8 @@ def test_ranks_share_the_batches(subject: Subject, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for rank in range(3):
         share = Subject(subject.model, subject.encoder, subject.splits, "cpu", rank, 3, tokenizer=subject.tokenizer)
-        assert len(module.answer_all(share, "in", asking, options)) == len(asking)
-    alone = module.answer_all(subject, "in", asking, options)
+        assert len(module.answer_all(share, "in", asking, options, open_engine(share, options))) == len(asking)
+    alone = module.answer_all(subject, "in", asking, options, open_engine(subject, options))
     assert sorted(place for part in parts for place in part) == list(range(len(asking))) and all(parts)
     joined = {place: answer for part in parts for place, answer in part.items()}
     assert [joined[i].ids.tolist() for i in range(len(asking))] == [answer.ids.tolist() for answer in alone]

@@ -112,6 +112,11 @@ class EvaluationConfig(Config):
         """Return whether an evaluator looks at how often tokens occur in the corpus."""
         return any(getattr(evaluator.parsed(), "strata", False) for evaluator in self.scoring)
 
+    @property
+    def from_folder(self) -> bool:
+        """Return whether an evaluator opens the saved model beside the one that is at hand."""
+        return any(getattr(evaluator.parsed(), "from_folder", False) for evaluator in self.scoring)
+
     def identity(self) -> list[dict[str, Any]]:
         """Return what decides a run's scores, for their fingerprint; the held-out samples are its parent, and comparisons come later."""
         return [{"name": evaluator.name, "options": evaluator.parsed().model_dump(mode="json")} for evaluator in self.scoring]
@@ -132,6 +137,7 @@ class Subject:
         tokenizer: the tokenizer of transformers, for what reads texts out of tokens.
         trained_on: what the model was trained on and the corpus it comes from, for figures by kind of token; None leaves them out.
         kept: where an evaluator keeps what it has done so far, until the scores are sealed; None keeps nothing.
+        folder: the model as it was saved, for engines that read it from there.
     """
 
     model: Any
@@ -144,6 +150,7 @@ class Subject:
     trained_on: TrainedOn | None = None
     kept: Kept | None = None
     prompts: pa.Table | None = None
+    folder: Path | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer_folder: Path, heldout: pa.Table, device: Any, *, template: str = "auto", **more: Any) -> Subject:
@@ -155,7 +162,7 @@ class Subject:
             heldout: held-out samples with the columns `sample_id`, `messages` and `split`.
             device: where the model is.
             template: the chat template of training.
-            more: `rank`, `world_size`, `trained_on`, `kept`.
+            more: `rank`, `world_size`, `trained_on`, `kept`, `folder`.
 
         Raises:
             UserError: there is no held-out sample to score.

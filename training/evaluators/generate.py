@@ -3,23 +3,24 @@
 Asked are the prompts of held-out samples, and those that `evaluation.heldout.prompts` adds, which have no reference.
 
 No judge: none of these figures says that an answer is good, and none is primary. What is asked (`prompts`) and how answers are counted
-(`figures`) know nothing of the engine between them. Here it is transformers, on the run's own ranks; batches that are answered are
-kept aside until the scores are sealed, so that a killed run goes on from there.
+(`figures`) know nothing of the engine between them: transformers, with the model as it lies on the run's ranks, or vLLM. Batches that are
+answered are kept aside until the scores are sealed, so that a killed run goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from diversity.artifact import digest
-from diversity.config import Config, ConfigError, near_matches
+from diversity.config import Config, ConfigError, lookup, near_matches
 from diversity.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder
@@ -27,7 +28,11 @@ from training.evaluators import SampleTable, Score, Subject, group_numbers, mean
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+ENGINES = {
+    "transformers": "training.evaluators.generate:TransformersEngine",
+    "vllm": "training.evaluators.vllm_engine:VllmEngine",
+}
+BATCH_TOKENS = {"transformers": {"cpu": 4096, "cuda": 65536}, "vllm": {"cpu": 16384, "cuda": 262144}}
 PARTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("tokens", pa.list_(pa.int32())), ("finished", pa.bool_())])
 RESPONSES_SCHEMA = pa.schema(
     [
@@ -54,7 +59,11 @@ class GenerateConfig(Config):
         temperature: 0 takes the likeliest token.
         top_p: with a temperature, the share of probability that is drawn from.
         seed: with a temperature, of the draws.
-        batch_tokens: prompt and answer tokens of a batch, padding included; null takes 4096 on a CPU and 65536 on a GPU.
+        batch_tokens: prompt and answer tokens of a batch, padding included, and what a kill can lose; null takes 4096 on a CPU and
+            65536 on a GPU, and four times as many for vLLM, which fills up its own batches as answers end.
+        engine: `transformers` answers with the model as it lies on the run's ranks. `vllm` opens the saved model on every rank's device
+            beside it, and is quicker by much where many answers are wanted; the model must fit on one device.
+        vllm: further arguments of `vllm.LLM`, e.g. `{enforce_eager: true}`.
     """
 
     splits: list[str] | None = None
@@ -65,6 +74,13 @@ class GenerateConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
     batch_tokens: int | None = Field(default=None, ge=1)
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def from_folder(self) -> bool:
+        """Return whether the saved model is needed."""
+        return self.engine == "vllm"
 
 
 @dataclass(frozen=True)
@@ -134,25 +150,26 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
     splits = {**subject.splits, **({PROMPTS: subject.prompts} if subject.prompts is not None else {})}
     if unknown := set(config.splits or ()) - set(splits):
         raise ConfigError(f"generate.splits: no split {sorted(unknown)[0]!r}{near_matches(sorted(unknown)[0], splits)}")
-    for split in config.splits or splits:
-        asking = prompts(splits[split], subject.encoder, config, answered=split != PROMPTS)
-        if not asking:
-            logger.warning("generate: no prompt of split %s has at most %d tokens", split, config.max_prompt_tokens)
-            continue
-        answers = answer_all(subject, split, asking, config)
-        yield from figures(split, np.array([prompt.group for prompt in asking], np.int32), answers)
-        rows = [
-            {
-                "split": split,
-                "sample_id": prompt.sample_id,
-                "group": prompt.group,
-                "response": subject.tokenizer.decode(answer.ids.tolist(), skip_special_tokens=True),
-                "tokens": len(answer.ids),
-                "finished": answer.finished,
-            }
-            for prompt, answer in zip(asking, answers, strict=True)
-        ]
-        yield SampleTable("responses", pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA))
+    with closing(open_engine(subject, config)) as engine:
+        for split in config.splits or splits:
+            asking = prompts(splits[split], subject.encoder, config, answered=split != PROMPTS)
+            if not asking:
+                logger.warning("generate: no prompt of split %s has at most %d tokens", split, config.max_prompt_tokens)
+                continue
+            answers = answer_all(subject, split, asking, config, engine)
+            yield from figures(split, np.array([prompt.group for prompt in asking], np.int32), answers)
+            rows = [
+                {
+                    "split": split,
+                    "sample_id": prompt.sample_id,
+                    "group": prompt.group,
+                    "response": subject.tokenizer.decode(answer.ids.tolist(), skip_special_tokens=True),
+                    "tokens": len(answer.ids),
+                    "finished": answer.finished,
+                }
+                for prompt, answer in zip(asking, answers, strict=True)
+            ]
+            yield SampleTable("responses", pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA))
 
 
 def figures(split: str, groups: np.ndarray, answers: Sequence[Answer]) -> Iterator[Score]:
@@ -213,7 +230,29 @@ def distinct(answers: Sequence[np.ndarray], groups: np.ndarray, size: int) -> tu
     return len(holders) / total, se
 
 
-def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: GenerateConfig) -> list[Answer]:
+class Engine(Protocol):
+    """What answers prompts, on one rank.
+
+    Attributes:
+        together: all ranks must answer as often, since each holds a part of the weights.
+    """
+
+    together: bool
+
+    def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
+        """Return each prompt's answer; the name is the batch's own among all of a split."""
+
+    def close(self) -> None:
+        """Give back what the engine holds beside the subject's model."""
+
+
+def open_engine(subject: Subject, config: GenerateConfig) -> Engine:
+    """Return the configuration's engine for a subject."""
+    engine: Engine = lookup(ENGINES, config.engine, "engine")(subject, config)
+    return engine
+
+
+def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: GenerateConfig, engine: Engine) -> list[Answer]:
     """Return every prompt's answer, on every rank; batches that are kept from before are not generated again.
 
     Where weights are spread over ranks, all of them must generate as often: a rank that needs nothing joins in with a batch of its own.
@@ -222,15 +261,14 @@ def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: G
 
     parts = batches([len(prompt.ids) for prompt in asking], config, torch.device(subject.device).type)
     mine = list(enumerate(parts))[subject.rank :: subject.world_size]
-    together = subject.world_size > 1 and any(hasattr(weight, "ds_id") for weight in subject.model.parameters())
     found: dict[int, Answer] = {}
     for turn in range(-(-len(parts) // subject.world_size)):
         number, places = mine[turn] if turn < len(mine) else (turn, parts[-1])
         batch = [asking[place] for place in places]
         name = f"{split}-{digest([config.model_dump(mode='json'), [prompt.sample_id for prompt in batch]])}"
         answers = _kept(subject, name) if turn < len(mine) else []
-        if answers is None or (together and _any_rank(answers is None)):
-            generated = _generate(subject, batch, config, f"{split}-{number}", together)
+        if answers is None or (engine.together and _any_rank(answers is None)):
+            generated = engine(batch, f"{split}-{number}")
             if answers is None:
                 answers = generated
                 _keep(subject, name, batch, answers)
@@ -246,7 +284,8 @@ def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: G
 
 def batches(lengths: Sequence[int], config: GenerateConfig, device: str = "cpu") -> list[list[int]]:
     """Return batches of prompts of like length, longest first, each within the batch's tokens (or a single prompt)."""
-    budget = config.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+    usual = BATCH_TOKENS[config.engine]
+    budget = config.batch_tokens or usual.get(device, usual["cpu"])
     found: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
         longest = lengths[found[-1][0]] if found else 0
@@ -266,28 +305,38 @@ def _any_rank(mine: bool) -> bool:
     return bool(said)
 
 
-def _generate(subject: Subject, batch: Sequence[Prompt], config: GenerateConfig, name: str, together: bool) -> list[Answer]:
-    """Return a batch's answers: prompts are padded on their left, so that all answers begin at one place."""
-    import torch
-    from transformers import GenerationConfig
+class TransformersEngine:
+    """The model as it lies on the ranks; a batch's prompts are padded on their left, so that all answers begin at one place."""
 
-    longest, end = max(len(prompt.ids) for prompt in batch), subject.encoder.end
-    ids, mask = np.full((len(batch), longest), end, np.int64), np.zeros((len(batch), longest), np.int64)
-    for row, prompt in enumerate(batch):
-        ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
-    drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
-    settings = GenerationConfig(
-        max_new_tokens=config.max_new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **(drawing or {"do_sample": False})
-    )
-    torch.manual_seed(int(digest([config.seed, name])[:15], 16))
-    with torch.no_grad():
-        out = subject.model.generate(
-            input_ids=torch.from_numpy(ids).to(subject.device),
-            attention_mask=torch.from_numpy(mask).to(subject.device),
-            generation_config=settings,
-            synced_gpus=together,
+    def __init__(self, subject: Subject, config: GenerateConfig) -> None:
+        self.subject, self.config = subject, config
+        self.together = subject.world_size > 1 and any(hasattr(weight, "ds_id") for weight in subject.model.parameters())
+
+    def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
+        """Return each prompt's answer."""
+        import torch
+        from transformers import GenerationConfig
+
+        config, longest, end = self.config, max(len(prompt.ids) for prompt in batch), self.subject.encoder.end
+        ids, mask = np.full((len(batch), longest), end, np.int64), np.zeros((len(batch), longest), np.int64)
+        for row, prompt in enumerate(batch):
+            ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
+        drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
+        settings = GenerationConfig(
+            max_new_tokens=config.max_new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **(drawing or {"do_sample": False})
         )
-    return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
+        torch.manual_seed(int(digest([config.seed, name])[:15], 16))
+        with torch.no_grad():
+            out = self.subject.model.generate(
+                input_ids=torch.from_numpy(ids).to(self.subject.device),
+                attention_mask=torch.from_numpy(mask).to(self.subject.device),
+                generation_config=settings,
+                synced_gpus=self.together,
+            )
+        return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
+
+    def close(self) -> None:
+        """Nothing is held beside the model."""
 
 
 def _kept(subject: Subject, name: str) -> list[Answer] | None:
