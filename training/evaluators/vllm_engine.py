@@ -26,7 +26,7 @@ PROCESS_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER
 def lacking() -> str | None:
     """Return what to say where the package is missing."""
     if importlib.util.find_spec("vllm") is None:
-        return "generate.engine: vllm needs the package vllm on the nodes that train (pip install 'sft-diversity[vllm]'), or engine: transformers"
+        return "generate.engine: vllm needs the package vllm on the nodes that train: pip install 'sft-diversity[vllm]'"
     return None
 
 
