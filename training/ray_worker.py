@@ -24,7 +24,7 @@ import ray.train
 from diversity import dataset
 from diversity.artifact import Artifact, Storage
 from training.config import SftConfig
-from training.evaluators import EvaluationConfig, vllm_engine
+from training.evaluators import EvaluationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -84,17 +84,20 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Train, seal and score the run `config["task"]`; every rank of a `TorchTrainer` calls this.
 
     Returns:
-        Plain figures; Ray Train hands on rank 0's. A loss that is no number, or a package that scoring will miss, is returned as
-        `error`: raised, it would be tried again.
+        Plain figures; Ray Train hands on rank 0's. A loss that is no number is returned as `error`: raised, it would be tried again.
+
+    Raises:
+        UserError: scoring will miss a package on this node.
     """
     started = time.perf_counter()
     task: Task = config["task"]
     from training.engine import prepare_process  # torch comes with it: not when the driver reads this module
+    from training.evaluators.vllm_engine import require_vllm
     from training.sft import NonFiniteLoss
 
     prepare_process(task.device, task.threads)
-    if task.scores is not None and task.evaluation.from_folder and (error := vllm_engine.lacking()):
-        return {"error": error}
+    if task.scores is not None and task.evaluation.from_folder:
+        require_vllm()
     figures: dict[str, Any] = {"import_s": time.perf_counter() - started}
     try:
         trained = None if task.model.sealed else _train(task, figures)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from diversity.config import ConfigError
+from diversity.config import ConfigError, UserError
 from tests.training.test_nll import heldout_table
 from training.evaluators import EvaluationConfig, Subject, evaluate, vllm_engine
 from training.evaluators.generate import GenerateConfig, open_engine, prompts
@@ -89,9 +89,10 @@ def test_it_needs_the_saved_model(subject: Subject) -> None:
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "needs the package vllm" in str(vllm_engine.lacking())
+    with pytest.raises(UserError, match="needs the package vllm on the nodes that train"):
+        vllm_engine.require_vllm()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert vllm_engine.lacking() is None
+    vllm_engine.require_vllm()
 
 
 def test_the_engines_process_sees_one_gpu_and_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class GenerateConfig(Config):
         batch_tokens: prompt and answer tokens of a batch, padding included, and what a kill can lose; null takes 4096 on a CPU and
             65536 on a GPU, and four times as many for vLLM, which fills up its own batches as answers end.
         engine: `transformers` answers with the model as it lies on the run's ranks. `vllm` opens the saved model on every rank's device
-            beside it, and is quicker by much where many answers are wanted; the model must fit on one device.
+            beside it, for many answers on GPUs; the model must fit on one device.
         vllm: further arguments of `vllm.LLM`, e.g. `{enforce_eager: true}`.
     """
 

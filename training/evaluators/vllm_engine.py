@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diversity.artifact import digest
-from diversity.config import ConfigError
+from diversity.config import ConfigError, UserError
 from training.evaluators.generate import Answer, GenerateConfig, Prompt, answer_of
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ SHARE_OF_FREE_MEMORY = 0.9
 PROCESS_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def lacking() -> str | None:
-    """Return what to say where the package is missing."""
+def require_vllm() -> None:
+    """Ask for the package before a run trains, not when it is to be scored.
+
+    Raises:
+        UserError: it is missing.
+    """
     if importlib.util.find_spec("vllm") is None:
-        return "generate.engine: vllm needs the package vllm on the nodes that train: pip install 'sft-diversity[vllm]'"
-    return None
+        raise UserError("generate.engine: vllm needs the package vllm on the nodes that train: pip install 'sft-diversity[vllm]'")
 
 
 class VllmEngine:
