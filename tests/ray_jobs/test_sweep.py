@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ray_jobs import build_datasets, frames, heldout, profile_corpus, sweep, tri
 from ray_jobs.experiment import Experiment
 from ray_jobs.runtime import Context, ResourcesNotAvailable
 from tests.ray_jobs.heads import wait_for
+from training.evaluators import EvaluationConfig
 from training.ray_worker import has_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +173,15 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
     sweep.run(context)
     assert {one.task.run: one.task.model.manifest for one in sweep.runs(context)} == before
     assert "2 runs, 2 sealed, 0 to do" in next(iter(sweep.plan(context)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed, so that nothing is missing")
+def test_a_run_that_would_miss_vllm_ends_before_it_trains(context: Context, ray_local: None) -> None:
+    evaluation = EvaluationConfig(evaluators=["nll", {"name": "generate", "engine": "vllm"}])
+    asking = Context(context.experiment.model_copy(update={"evaluation": evaluation}), Path("tiny.yaml"))
+    with pytest.raises(UserError, match="2 of 2 runs failed; the first: .*needs the package vllm on the nodes that train"):
+        sweep.run(asking)
+    assert not any((Path(one.task.model.storage.uri) / one.task.model.path).exists() for one in sweep.runs(asking))
 
 
 def test_a_killed_rank_goes_on_from_its_checkpoint_with_the_same_curve(context: Context, ray_local: None) -> None:
