@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from diversity.effects.schema import MIN_LEVELS, arm_name
 from ray_jobs.report import svg
 from ray_jobs.report.figures import Panel, Row, figure, level_axis
-from ray_jobs.report.score_plots import Score, draw_series, limits_of, score_rows
+from ray_jobs.report.score_plots import Score, draw_series, limits_of, score_rows, without_wide_errors
 from ray_jobs.report.svg import CATEGORIES
 
 Arm = tuple[str, str]
@@ -27,7 +27,7 @@ def arm_panels(results: pa.Table, score: Score) -> list[Panel]:
         results: rows of RESULTS_SCHEMA.
         score: which score.
     """
-    rows = [row for row in score_rows(results, score) if row["level"] is not None]
+    rows = [row for row in without_wide_errors(score_rows(results, score)) if row["level"] is not None]
     groups: dict[tuple[str, int], dict[Arm, list[Row]]] = {}
     for row in rows:
         base = row["strategy"].partition("@")[0]

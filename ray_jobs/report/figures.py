@@ -41,6 +41,12 @@ def panel_keys(cells: Sequence[Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row["strategy"], row["control"]) for row in cells if row["level"] is not None))
 
 
+def flat_rows(rows: Sequence[Row], control: str) -> list[Row]:
+    """Return what has no level and belongs beside a control's panel: what is under that control, or where nothing is, under none."""
+    flat = [row for row in rows if row["level"] is None]
+    return [row for row in flat if row["control"] == control] or [row for row in flat if row["control"] == "none"]
+
+
 def panel_title(strategy: str, control: str) -> str:
     """Return the heading of a strategy's panel."""
     return strategy if control == "none" else f"{strategy}, {control}"

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from diversity.effects import bayesian_ridge
 from diversity.effects.schema import MIN_LEVELS
-from ray_jobs.report.figures import Panel, Row, figure, level_axis, own_coverage, panel_keys, panel_title, size_colours
+from ray_jobs.report.figures import Panel, Row, figure, flat_rows, level_axis, own_coverage, panel_keys, panel_title, size_colours
 from ray_jobs.report.plots import coverage_panel
 from ray_jobs.report.svg import MUTED, SERIES
 
@@ -69,9 +69,9 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
         coverage: cell, typing, coverage.
         predictor: `level`, or `coverage` of the strategy's own typing.
     """
-    grid, rows = cells.to_pylist(), score_rows(results, score)
+    grid, scored = cells.to_pylist(), score_rows(results, score)
     colours = size_colours(row["size"] for row in grid)
-    baselines = [row for row in rows if row["level"] is None]
+    rows = without_wide_errors(scored)
     limits = limits_of(rows, predictor)
     own = own_coverage(grid, coverage)
     prefix = f"{score.evaluator}-{score.metric}-{score.split}-{predictor}"
@@ -85,7 +85,7 @@ def score_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.
             remark = "not trained" if not trained else f"{trained} of {levels} levels trained: too few for a line"
             panels.append(Panel(name, coverage_panel(grid, own, strategy, control, colours, remark, identity=prefix), remark))
             continue
-        panels.append(Panel(name, _score_panel(prefix, name, score, mine, baselines, colours, limits, predictor)))
+        panels.append(Panel(name, _score_panel(prefix, name, score, mine, flat_rows(scored, control), colours, limits, predictor)))
     return panels
 
 
@@ -161,6 +161,17 @@ def thinned(rows: Sequence[Row], predictor: str) -> list[Row]:
         told = f"{len(group)} runs at level {level:.0%}, e.g. {group[0]['cell']}: {values.mean():.4g}, standard deviation {sd:.2g}"
         means.append({**group[0], predictor: place, "value": float(values.mean()), "se": sd, "hover": told})
     return means
+
+
+def without_wide_errors(rows: Sequence[Row]) -> list[Row]:
+    """Return rows to draw: where an error over samples is wider than all runs lie apart, none is drawn, only told.
+
+    Runs that answer the same samples share most of that error, and bars of it would hide what lies between the runs.
+    """
+    values = [row["value"] for row in rows]
+    if max((row["se"] or 0 for row in rows), default=0) <= max(values, default=0) - min(values, default=0):
+        return list(rows)
+    return [{**row, "hover": _hover(row), "se": None} for row in rows]
 
 
 def _hover(row: Row) -> str:

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from diversity.effects.comparing import ComparedArm, ComparedCells, Scored
-from diversity.effects.schema import Row, arm_name
+from diversity.effects.schema import arm_name
 from ray_jobs.report import svg
 from ray_jobs.report.figures import Panel, figure, level_axis
 from ray_jobs.report.findings import Table, count, signed, small
 from ray_jobs.report.page import page_parts
-from ray_jobs.report.score_plots import draw_series, limits_of
+from ray_jobs.report.score_plots import draw_series, limits_of, without_wide_errors
 from ray_jobs.report.svg import CATEGORIES
 
 
@@ -50,12 +50,13 @@ def _panel(arm: ComparedArm, labels: tuple[str, str], runs: tuple[Scored, Scored
     titles: dict[str, list[str]] = {}
     wanted: dict[str, Any] = {"strategy": arm.strategy, "control": arm.control, "size": arm.size}
     mine = [[row for row in found if all(row[k] == v for k, v in wanted.items()) and row["level"] is not None] for found in runs]
-    everything: list[Row] = [{**row, "strategy": str(i)} for i, found in enumerate(mine) for row in found]
+    everything = without_wide_errors(
+        [{**row, "strategy": label, "cell": f"{label}, {row['cell']}"} for label, found in zip(labels, mine, strict=True) for row in found]
+    )
 
     def draw(axes: Axes) -> None:
-        for i, (name, found) in enumerate(zip(labels, mine, strict=True)):
-            named = [{**row, "cell": f"{name}, {row['cell']}"} for row in found]
-            titles.update(draw_series(axes, named, CATEGORIES[i], f"of-{i}"))
+        for i, label in enumerate(labels):
+            titles.update(draw_series(axes, [row for row in everything if row["strategy"] == label], CATEGORIES[i], f"of-{i}"))
         axes.set_ylim(*limits_of(everything, "level"))
         level_axis(axes)
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -232,6 +232,19 @@ def test_controls_and_units_of_a_strategy_share_a_panel():
     assert panel.svg.count("<title>") == 9
 
 
+def test_a_controls_panel_stands_beside_the_random_runs_of_that_control():
+    rows = [{"level": level, "control": control} for level, control in ((None, "none"), (None, "tokens"), (0.5, "tokens"))]
+    assert figures.flat_rows(rows, "tokens") == [rows[1]]
+    assert figures.flat_rows(rows, "none") == figures.flat_rows(rows, "length-quota") == [rows[0]]
+
+
+def test_errors_wider_than_all_runs_lie_apart_are_told_and_not_drawn():
+    rows = [{"cell": f"c{i}", "level": i / 2, "value": 2 + i / 100, "se": 0.02} for i in range(3)]
+    assert score_plots.without_wide_errors(rows) == rows and score_plots.without_wide_errors([]) == []
+    wide = score_plots.without_wide_errors([{**row, "se": 0.07} for row in rows])
+    assert [row["se"] for row in wide] == [None] * 3 and wide[1]["hover"] == "c1: 2.01 ± 0.07"
+
+
 def test_many_runs_are_drawn_as_the_means_of_their_levels():
     rows = [{"cell": f"c{i}", "level": i % 2, "value": float(i), "se": 0.1} for i in range(2 * score_plots.MANY_POINTS)]
     low, high = score_plots.thinned(rows, "level")
