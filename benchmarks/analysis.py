@@ -22,7 +22,8 @@ from diversity.effects.partial import dataset_facts, partial_rows, spread_rows
 from diversity.effects.posterior import correlation_rows
 from diversity.effects.schema import COVERAGE_SCHEMA, SOURCES_SCHEMA, scored_rows
 from diversity.effects.slopes import contrast_rows, difference_rows, slope_rows
-from ray_jobs.report.page import CELLS_SCHEMA, ReportData, render
+from ray_jobs.report.data import CELLS_SCHEMA, ReportData
+from ray_jobs.report.page import render
 
 LIMIT_S, LIMIT_BYTES = 60, 6_000_000
 SIZES, LEVELS, METRICS = (10_000, 20_000, 30_000), 7, 10

@@ -19,12 +19,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.corpora import peak_memory, print_table, seconds
-from diversity.exact_vectors import ONE, exact_vectors
-from diversity.incidence import Incidence
-from diversity.strategies.deita import accept
-from diversity.strategies.facility_location import lazy_greedy
-from diversity.strategies.k_center import farthest_first
-from diversity.strategies.mig import LabelGraph, greedy, label_graph, shares
+from diversity.selection.strategies.deita import accept
+from diversity.selection.strategies.facility_location import lazy_greedy
+from diversity.selection.strategies.k_center import farthest_first
+from diversity.selection.strategies.mig import LabelGraph, greedy, label_graph, shares
+from diversity.typings.exact_vectors import ONE, exact_vectors
+from diversity.typings.incidence import Incidence
 
 Row = list[str]
 

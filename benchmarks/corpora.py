@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numba import njit
 
-from diversity.incidence import Incidence
 from diversity.keys import content_priorities
+from diversity.typings.incidence import Incidence
 
 TYPES = 26_000  # about what a side of the real corpus has in the band 10-500
 
@@ -51,8 +51,8 @@ def real_incidence(path: Path, side: str, limit: int | None = None) -> Incidence
         limit: only so many samples, the first by sample_id; then the band is that of the smaller corpus.
     """
     from diversity.notebook import typed
-    from diversity.tokens import BandConfig
-    from ray_jobs.process import cache_folder
+    from diversity.typings.tokens import BandConfig
+    from ray_jobs.job.process import cache_folder
     from training.model_source import resolve_model
 
     texts = _texts(path)

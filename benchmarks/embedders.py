@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpora import print_table, seconds
 from benchmarks.metrics import made_up
-from diversity.embedders import EmbedderConfig, load_embedder
+from diversity.typings.embedders import EmbedderConfig, load_embedder
 
 HEADER = ("what", "texts", "bytes", "theirs s", "ours s", "ratio", "limit", "equality")
 

@@ -16,12 +16,12 @@ from fractions import Fraction
 import numpy as np
 
 from benchmarks.corpora import print_table
-from diversity import dataset
 from diversity.artifact import Artifact, Storage
 from diversity.cell import TYPINGS, Cell, GridConfig, expand
-from diversity.dataset import Choice, Corpus
-from diversity.strategies import Inputs, SelectionConfig, prune_typing, select
-from ray_jobs.dataset_tasks import Sources, load_samples, load_typing
+from diversity.datasets import dataset
+from diversity.datasets.dataset import Choice, Corpus
+from diversity.selection.strategies import Inputs, SelectionConfig, prune_typing, select
+from ray_jobs.tasks.building import Sources, load_samples, load_typing
 
 LIMIT = 3
 BATCH = 8

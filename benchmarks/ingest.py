@@ -21,12 +21,12 @@ import yaml
 
 from benchmarks.metrics import made_up
 from benchmarks.tokens import PeakMemory, own_bytes
-from diversity.corpora.inputs import read_corpus
-from diversity.samples import CorpusConfig
+from diversity.corpus.config import CorpusConfig
+from diversity.corpus.inputs import read_corpus
 from ray_jobs import ingest
-from ray_jobs.experiment import load_experiment
-from ray_jobs.process import configure_process
-from ray_jobs.runtime import Context
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.process import configure_process
+from ray_jobs.job.runtime import Context
 
 
 def lines(corpus: str | None) -> list[tuple[str, str]]:

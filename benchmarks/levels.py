@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.corpora import generated, made_up_df, made_up_lengths, print_table, real_incidence, seconds, ties
-from diversity.controls import Control
-from diversity.cover import Taken, _cover_greedy, cover_rarest
-from diversity.incidence import Incidence
 from diversity.keys import priorities
-from diversity.levels import Planner
-from diversity.peel import TypedInputs, prune
-from diversity.pool import Pool, count_types
+from diversity.selection.controls import Control
+from diversity.selection.cover import Taken, _cover_greedy, cover_rarest
+from diversity.selection.levels import Planner
+from diversity.selection.peel import TypedInputs, prune
+from diversity.selection.pool import Pool, count_types
+from diversity.typings.incidence import Incidence
 
 SEVEN = [Fraction(j, 6) for j in range(7)]
 

@@ -18,9 +18,6 @@ from scipy.linalg import eigvalsh
 from sklearn.metrics.pairwise import cosine_distances
 from threadpoolctl import threadpool_limits
 
-from diversity.embedders import embed
-from diversity.encoders import WordEncoder
-from diversity.measuring import read_dataset
 from diversity.metrics import (
     Sequences,
     compression_ratio,
@@ -35,6 +32,9 @@ from diversity.metrics import (
     token_counts,
     vendi,
 )
+from diversity.metrics.measuring import read_dataset
+from diversity.typings.embedders import embed
+from diversity.typings.encoders import WordEncoder
 
 LIMITS = {"mean pairwise distance": 1000, "self-BLEU-4": 1000, "Vendi score": 100}
 

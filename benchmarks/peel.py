@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.corpora import generated, made_up_df, made_up_lengths, print_table, real_incidence, seconds, ties
-from diversity.incidence import Incidence
-from diversity.peel import peel
+from diversity.selection.peel import peel
+from diversity.typings.incidence import Incidence
 
 LIMIT, LIMIT_WITH_TRANSPOSE, LIMIT_NAIVE = 12, 16, 100
 

@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def peel_folder(folder: Path) -> dict[str, float]:
     """Return time and memory of peeling the incidence in a folder; the compiled code is loaded before the clock starts."""
-    from diversity.incidence import Incidence
-    from diversity.peel import birth, peel
+    from diversity.selection.peel import birth, peel
+    from diversity.typings.incidence import Incidence
 
     small = Incidence(np.array([0, 2, 3]), np.array([0, 1, 1], dtype=np.int32), 2)
     birth(small, peel(small, ties(2)))

@@ -208,7 +208,7 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
     import pyarrow as pa
     import torch
 
-    from diversity.samples import sample_id
+    from diversity.corpus.samples import sample_id
     from training.engine import prepare_process, process_group
     from training.sft import Job, fine_tune
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.corpora import generated, made_up_df, made_up_lengths, print_table, real_incidence, seconds, ties
-from diversity.incidence import Incidence
 from diversity.keys import priorities
-from diversity.peel import peel
-from diversity.shard import Rows, Shard
-from diversity.sharded import LocalShards, peel_sharded, plan_sharded, prune_sharded, select_sharded
+from diversity.selection.peel import peel
+from diversity.selection.shard import Rows, Shard
+from diversity.selection.sharded import LocalShards, peel_sharded, plan_sharded, prune_sharded, select_sharded
+from diversity.typings.incidence import Incidence
 
 
 class Counted:

@@ -81,10 +81,11 @@ def _side(storage: Path, seed: str, variables: dict[str, str]) -> dict[str, Any]
 
 def measure(storage: Path, side: str) -> dict[str, Any]:
     """Return the wall time of a sweep on a connected Ray, and what its trials report."""
-    from ray_jobs import frames, sweep
-    from ray_jobs.experiment import load_experiment
-    from ray_jobs.process import configure_process
-    from ray_jobs.runtime import Context
+    from ray_jobs import sweep
+    from ray_jobs.job.experiment import load_experiment
+    from ray_jobs.job.process import configure_process
+    from ray_jobs.job.runtime import Context
+    from ray_jobs.tools import frames
 
     configure_process()
     logging.getLogger("ray_jobs").setLevel(logging.WARNING)

@@ -24,13 +24,14 @@ import yaml
 
 from benchmarks.metrics import made_up
 from diversity.artifact import Artifact
-from diversity.corpora.inputs import read_corpus
-from diversity.encoders import ExactEncoder, read_spec
-from diversity.samples import SAMPLE_SCHEMA, CorpusConfig, sample_id
+from diversity.corpus.config import CorpusConfig
+from diversity.corpus.inputs import read_corpus
+from diversity.corpus.samples import SAMPLE_SCHEMA, sample_id
+from diversity.typings.encoders import ExactEncoder, read_spec
 from ray_jobs import profile_corpus
-from ray_jobs.experiment import load_experiment
-from ray_jobs.process import cache_folder, configure_process
-from ray_jobs.runtime import Context
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.process import cache_folder, configure_process
+from ray_jobs.job.runtime import Context
 from training.model_source import resolve_model
 
 SIDES = ("instruction", "response")

@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.corpora import print_table
 from benchmarks.embedders import instructions, word_llama
-from diversity.embedders import EmbedderConfig, embed
-from diversity.neighbours import one_thread
-from diversity.topics import TopicsConfig, density_clusters, distinct_texts, estimate_seconds
+from diversity.typings.embedders import EmbedderConfig, embed
+from diversity.typings.neighbours import one_thread
+from diversity.typings.topics import TopicsConfig, density_clusters, distinct_texts, estimate_seconds
 
 HEADER = (
     "texts",

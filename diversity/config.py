@@ -1,6 +1,6 @@
 """Frozen configuration models whose errors name the field, the value and what is allowed.
 
-Every part of the configuration lives beside the code that reads it and derives from `Config`; `ray_jobs/experiment.py` composes the
+Every part of the configuration lives beside the code that reads it and derives from `Config`; `ray_jobs/job/experiment.py` composes the
 parts. This module may not know any of them.
 """
 

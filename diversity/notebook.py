@@ -21,19 +21,19 @@ import pyarrow as pa
 
 from diversity.cell import SIDES, Cell, GridConfig, is_typing, typing_parts
 from diversity.config import ConfigError
-from diversity.dataset import DATASET_SCHEMA
-from diversity.embedders import EmbedderConfig, embed
-from diversity.encoders import load_encoder
-from diversity.incidence import Incidence
+from diversity.corpus.samples import Rejection, Sample, samples_table, to_sample
+from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.keys import sample_keys
-from diversity.peel import TypedInputs
-from diversity.samples import Rejection, Sample, samples_table, to_sample
-from diversity.strategies import Inputs, SelectionConfig, prune_typing, select
-from diversity.taggers import TaggerConfig
-from diversity.tags import tags
-from diversity.tokens import BandConfig, micro
-from diversity.topics import TopicsConfig, topics
-from diversity.typed import Typed
+from diversity.selection.peel import TypedInputs
+from diversity.selection.strategies import Inputs, SelectionConfig, prune_typing, select
+from diversity.typings.embedders import EmbedderConfig, embed
+from diversity.typings.encoders import load_encoder
+from diversity.typings.incidence import Incidence
+from diversity.typings.taggers import TaggerConfig
+from diversity.typings.tags import tags
+from diversity.typings.tokens import BandConfig, micro
+from diversity.typings.topics import TopicsConfig, topics
+from diversity.typings.typed import Typed
 
 
 def read(rows: Any, source: str = "notebook") -> pa.Table:

@@ -19,11 +19,12 @@ from diversity.artifact import Artifact, ArtifactError, fingerprint, package_ver
 from diversity.cell import typing_parts
 from diversity.effects import effects_table, verdict
 from diversity.effects.verdict import verdict_lines
+from ray_jobs.job.runtime import Context, main
 from ray_jobs.report.comparisons import with_comparisons
+from ray_jobs.report.data import Curve, ReportData
 from ray_jobs.report.gather import Gathered, gather, sample_pairs, type_lists
-from ray_jobs.report.page import Curve, ReportData, cell_rows, linked, render
+from ray_jobs.report.page import cell_rows, linked, render
 from ray_jobs.report.score_plots import scores
-from ray_jobs.runtime import Context, main
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import Cell, GridConfig
-from diversity.strategies import VERSIONS, needs
-from ray_jobs import dataset_tasks, length_window, profile_corpus, shards
-from ray_jobs.dataset_tasks import Sources
-from ray_jobs.runtime import Context, finished, main, once
+from diversity.selection.strategies import STRATEGIES, needs
+from ray_jobs import profile_corpus
+from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.tasks import building, length_window, shards
+from ray_jobs.tasks.building import Sources
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         request["largest"] = max(experiment.grid.sizes)
     if cell.strategy == "random" and cell.control.endswith("-quota"):
         request["quota_from"] = experiment.grid.random_quota_from
-    if cell.strategy in VERSIONS:
-        request["version"] = VERSIONS[cell.strategy]
+    if cell.strategy in STRATEGIES and STRATEGIES[cell.strategy].version > 1:
+        request["version"] = STRATEGIES[cell.strategy].version
     if sides := needs(cell, experiment.grid).embeddings:
         request["embeddings"] = [profile_corpus.embedding_artifact(context, side).fingerprint for side in sides]
     profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}
@@ -123,11 +124,11 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
     logger.info("%d datasets: %d to build, %d to measure", len(datasets), len(unbuilt), len(unmeasured))
     if unbuilt or unmeasured:
         context.connect()
-        samples = ray.remote(dataset_tasks.load_samples).remote(sources)
+        samples = ray.remote(building.load_samples).remote(sources)
         if unbuilt:
             _build(sources, samples, {cell: datasets[cell] for cell in unbuilt}, context.experiment.resources.shards)
             context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
-        task = ray.remote(dataset_tasks.measure_dataset)
+        task = ray.remote(building.measure_dataset)
         finished(
             "metrics",
             [task.remote(sources, cell, datasets[cell], metrics[cell], samples) for cell in unmeasured],
@@ -140,8 +141,8 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
 
 def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count: int | None) -> None:
     """Prune, choose (typed cells from so many shards, if a count is given) and write; the task that wrote a dataset checks and seals it."""
-    loaded = {typing: ray.remote(dataset_tasks.load_typing).remote(sources, typing) for typing in sources.profiles}
-    prune = ray.remote(dataset_tasks.prune_typing)
+    loaded = {typing: ray.remote(building.load_typing).remote(sources, typing) for typing in sources.profiles}
+    prune = ray.remote(building.prune_typing)
     apart = [cell for cell in unbuilt if count and shards.in_shards(cell, sources.selection)]
     whole = [cell for cell in unbuilt if cell not in apart]
     needed = _dialled(whole, sources.grid)
@@ -152,13 +153,13 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
         options: Any = ray.remote(shards.choose_from_shards).options(num_returns=len(cells))
         refs: Any = options.remote(sources, cells, count, typing not in pruned)
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
-    choose = ray.remote(dataset_tasks.choose)
+    choose = ray.remote(building.choose)
     for cells in together(whole):
         needed = _dialled(cells, sources.grid)
         refs = choose.options(num_returns=len(cells)).remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
     finished("chosen", list(picks.values()), per_task=1)
-    write = ray.remote(dataset_tasks.write_and_seal)
+    write = ray.remote(building.write_and_seal)
     batches = [list(unbuilt)[i : i + CELLS_A_BATCH] for i in range(0, len(unbuilt), CELLS_A_BATCH)]
     written = [
         write.remote(

@@ -19,8 +19,7 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.config import ConfigError
-from diversity.corpora.inputs import Inputs, read_corpus
-from diversity.heldout import (
+from diversity.corpus.heldout import (
     HELDOUT_SCHEMA,
     PROMPTS,
     Found,
@@ -35,11 +34,13 @@ from diversity.heldout import (
     prompt_table,
     without_leaks,
 )
-from diversity.ingestion import REJECTED_SCHEMA, ContentHash, counted
-from diversity.samples import SAMPLE_SCHEMA
-from ray_jobs.ingest import Ingest, ingested_artifact, read_part
-from ray_jobs.process import cache_folder
-from ray_jobs.runtime import Context, main, once
+from diversity.corpus.ingestion import ContentHash, counted
+from diversity.corpus.inputs import Inputs, read_corpus
+from diversity.corpus.samples import SAMPLE_SCHEMA
+from ray_jobs.ingest import Ingest, ingested_artifact
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -178,26 +179,6 @@ def _split_part(
     if target is not None:
         target.write(rest, f"data/part-{number:05d}.parquet")
     return samples.filter(pa.array(mask)), dict(counted(rest["source"]))
-
-
-def seal_corpus(target: Artifact, sources: Sequence[Mapping[str, int]], facts: Mapping[str, Any]) -> None:
-    """Seal a corpus that is a part of another one, out of its written parts; nothing is rejected here.
-
-    Args:
-        target: its parts are written.
-        sources: samples of each source, for every part.
-        facts: what its manifest says beside content hash, samples and sources.
-    """
-    target.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
-    content = ContentHash()
-    for part in target.parts():
-        content.update(read_part(target, part, ["sample_id", "source"]))
-    totals: dict[str, int] = {}
-    for counts in sources:
-        for source, count in counts.items():
-            totals[source] = totals.get(source, 0) + count
-    totals = dict(sorted(totals.items()))
-    target.seal({**facts, "content_hash": content.hexdigest(), "samples": sum(totals.values()), "sources": totals})
 
 
 def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
-from diversity.contamination import Prompts, screen, tally
-from diversity.corpora.inputs import Inputs, Unit
-from diversity.ingestion import (
+from diversity.corpus.config import CorpusConfig
+from diversity.corpus.contamination import Prompts, screen, tally
+from diversity.corpus.ingestion import (
     REJECTED_SCHEMA,
     STAGED_SCHEMA,
     ContentHash,
@@ -36,9 +35,10 @@ from diversity.ingestion import (
     split_by_bucket,
     within_limit,
 )
-from diversity.samples import CorpusConfig
-from ray_jobs.process import cache_folder
-from ray_jobs.runtime import Context, main, once
+from diversity.corpus.inputs import Inputs, Unit
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.tasks.corpus_rows import read_part
 
 logger = logging.getLogger(__name__)
 
@@ -247,11 +247,6 @@ def _merge_part(
         "duplicates": duplicates,
         "sources": counted(samples["source"]),
     }
-
-
-def read_part(artifact: Artifact, path: str, columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of one parquet file of an artifact, by the path that `parts` gives."""
-    return pq.read_table(path, columns=columns, filesystem=artifact.storage.filesystem()[0])
 
 
 def _remove_staging(artifact: Artifact) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_jobs.runtime import Context, main, run_stage
+from ray_jobs.job.runtime import Context, main, run_stage
 
 
 def run(context: Context) -> None:

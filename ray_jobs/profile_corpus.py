@@ -19,15 +19,16 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import typing_parts
-from diversity.embedders import embedder_class
-from diversity.taggers import tagger_class
-from diversity.tokens import WORD
-from diversity.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
-from ray_jobs import heldout, length_window, profile_tasks, vllm
-from ray_jobs.corpus_rows import CorpusRows
-from ray_jobs.process import cache_folder
-from ray_jobs.profile_tasks import Embed, SpanWorker, Tag, Tokenise, Work
-from ray_jobs.runtime import Context, finished, main, once
+from diversity.typings.embedders import embedder_class
+from diversity.typings.taggers import tagger_class
+from diversity.typings.tokens import WORD
+from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
+from ray_jobs import heldout
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.tasks import length_window, profiling, vllm
+from ray_jobs.tasks.corpus_rows import CorpusRows
+from ray_jobs.tasks.profiling import Embed, SpanWorker, Tag, Tokenise, Work
 from training.model_source import resolve_model, tokenizer_digest
 
 logger = logging.getLogger(__name__)
@@ -131,25 +132,25 @@ def _profile(context: Context, corpus: Artifact) -> None:
 def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -> None:
     """Do the row-wise work in one pass, then the rest in tasks; topics start first, since they take longest."""
     profile, tokenizers = context.experiment.profile, context.experiment.tokenizers
-    warm = ray.remote(profile_tasks.warm_up).remote() if any(name.endswith("-macro") for name in missing) else None
+    warm = ray.remote(profiling.warm_up).remote() if any(name.endswith("-macro") for name in missing) else None
     works = _works(context, missing)
     spans = rows.spans(_span_rows(context, len(rows)))
     _pass(context, rows, spans, list(works.values()))
     sealing = _sealing(context)
     for work in works.values():
         if isinstance(work, Embed):
-            profile_tasks.seal_embeddings(work, sealing, len(rows))
+            profiling.seal_embeddings(work, sealing, len(rows))
     waiting = []
     for name, artifact in missing.items():
         if name.endswith("-macro"):
             waiting.append(_start_topics(context, artifact, name, rows, warm))
     for name, work in works.items():
         if isinstance(work, Tag):
-            waiting.append(ray.remote(profile_tasks.make_tags).options(name=name).remote(work, name, profile.embedder, sealing))
+            waiting.append(ray.remote(profiling.make_tags).options(name=name).remote(work, name, profile.embedder, sealing))
         elif isinstance(work, Tokenise):
-            lookup = ray.remote(profile_tasks.count_types).remote(work, len(rows), profile.band, tokenizers)
+            lookup = ray.remote(profiling.count_types).remote(work, len(rows), profile.band, tokenizers)
             typed = _type_rows(work, rows, spans, lookup)
-            waiting.append(ray.remote(profile_tasks.seal_micro).options(name=name).remote(work, sealing, *typed))
+            waiting.append(ray.remote(profiling.seal_micro).options(name=name).remote(work, sealing, *typed))
     finished("typings sealed", waiting)
 
 
@@ -193,7 +194,7 @@ def _type_rows(work: Tokenise, rows: CorpusRows, spans: Sequence[tuple[int, int]
     """Start the tasks that turn counted tokens into types, and return them."""
     numbered = list(enumerate(spans))
     pieces = [numbered[i : i + SPANS_A_TASK] for i in range(0, len(numbered), SPANS_A_TASK)]
-    return [ray.remote(profile_tasks.type_spans).remote(work, rows, piece, lookup) for piece in pieces]
+    return [ray.remote(profiling.type_spans).remote(work, rows, piece, lookup) for piece in pieces]
 
 
 def _start_topics(context: Context, artifact: Artifact, typing: str, rows: CorpusRows, warm: Any) -> Any:
@@ -204,17 +205,17 @@ def _start_topics(context: Context, artifact: Artifact, typing: str, rows: Corpu
     if config.by_density(len(rows)):
         return ray.remote(_topics).options(name=typing).remote(warm, artifact, typing, rows, embeddings, config, sealing)
     gpu = 1 if _faiss() == "faiss-gpu" and _gpus(context) else 0
-    centroids = ray.remote(profile_tasks.train_topics).options(num_gpus=gpu).remote(embeddings, config)
-    assign, blocks = ray.remote(profile_tasks.assign_topics).options(num_gpus=gpu), assignment_blocks(len(rows))
+    centroids = ray.remote(profiling.train_topics).options(num_gpus=gpu).remote(embeddings, config)
+    assign, blocks = ray.remote(profiling.assign_topics).options(num_gpus=gpu), assignment_blocks(len(rows))
     step = math.ceil(len(blocks) / (4 * _workers(context)))
     assigned = [assign.remote(rows, embeddings, blocks[i : i + step], centroids) for i in range(0, len(blocks), step)]
-    return ray.remote(profile_tasks.seal_topics).options(name=typing).remote(artifact, typing, rows, config, sealing, *assigned)
+    return ray.remote(profiling.seal_topics).options(name=typing).remote(artifact, typing, rows, config, sealing, *assigned)
 
 
 def _topics(warm: None, *arguments: Any) -> None:
     """Make topics once the packages are warm."""
     del warm
-    profile_tasks.make_topics(*arguments)
+    profiling.make_topics(*arguments)
 
 
 def _works(context: Context, missing: Mapping[str, Artifact]) -> dict[str, Work]:

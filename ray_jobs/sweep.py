@@ -21,10 +21,12 @@ import ray
 from diversity.artifact import MANIFEST, Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
-from ray_jobs import build_datasets, heldout, placement, profile_corpus, trials
-from ray_jobs.estimate import Speed, estimate
-from ray_jobs.process import cache_folder
-from ray_jobs.runtime import Context, main
+from ray_jobs import build_datasets, heldout, profile_corpus
+from ray_jobs.job import placement
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context, main
+from ray_jobs.tasks import trials
+from ray_jobs.tasks.estimate import Speed, estimate
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
 from training.ray_worker import Task, has_weights, remove_weights

@@ -31,8 +31,8 @@ def ray_local() -> Iterator[None]:
     """Start one Ray of two cores for the whole session, or join that of TEST_RAY_ADDRESS, as `Context.connect` would for a stage."""
     import ray
 
-    from ray_jobs.process import configure_process
-    from ray_jobs.runtime import configure_ray_data
+    from ray_jobs.job.process import configure_process
+    from ray_jobs.job.runtime import configure_ray_data
 
     configure_process()
     address = os.environ.get("TEST_RAY_ADDRESS")
@@ -41,7 +41,7 @@ def ray_local() -> Iterator[None]:
         address=address or "local",
         **own,
         logging_level="WARNING",
-        runtime_env={"worker_process_setup_hook": "ray_jobs.process.configure_process"},
+        runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_process"},
     )
     configure_ray_data()
     yield
@@ -51,7 +51,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Path:
     """Return the folder with the tokenizer of SmolLM2, made out of the installed package once for a machine."""
-    from ray_jobs.process import cache_folder
+    from ray_jobs.job.process import cache_folder
     from training.model_source import resolve_model
 
     return resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)

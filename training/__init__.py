@@ -1,1 +1,5 @@
-"""How one dataset becomes one model and its scores: torch, transformers and DeepSpeed, no Ray but in one file."""
+"""How one dataset becomes one model and its scores: torch, transformers and DeepSpeed, no Ray but in `ray_worker.py`.
+
+A sealed dataset and a model folder come in, a model folder in Hugging Face's format and a table of scores go out. `sft.py` is the train
+loop and the file to open first; `chat.py` says what a sample looks like to the model; `evaluators/` scores.
+"""

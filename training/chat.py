@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from diversity.config import ConfigError, UserError, near_matches
-from diversity.encoders import Encoder, ExactEncoder, HuggingFaceEncoder
-from diversity.twin import Inexact
+from diversity.typings.encoders import Encoder, ExactEncoder, HuggingFaceEncoder
+from diversity.typings.twin import Inexact
 
 NO_LABEL = -100
 EOS = "<eos>"  # stands for whatever the tokenizer calls its end-of-text token

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diversity import dataset
 from diversity.artifact import MANIFEST, Storage
 from diversity.config import UserError
+from diversity.datasets import dataset
 from diversity.keys import sample_keys
 from training.chat import ChatEncoder, Encoded, fit, load_tokenizer
 from training.config import SftConfig

@@ -21,8 +21,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.train
 
-from diversity import dataset
 from diversity.artifact import Artifact, Storage
+from diversity.datasets import dataset
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
 

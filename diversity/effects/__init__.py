@@ -1,4 +1,8 @@
-"""From scores to statements: slopes, bands, correlations, multiplicity, power, and the tables of an experiment's effects."""
+"""Scores become statements: tidy tables of results come in, slopes, intervals and sentences go out.
+
+It knows nothing of where scores come from, so any table with the columns of `schema.py` will do. `tables.py` computes every effect of an
+experiment, `verdict.py` says in words what they allow. Open `schema.py` first.
+"""
 
 from diversity.effects.correlation import Association, Correlation, association, correlation
 from diversity.effects.power import detectable_change, power_of, seeds_needed

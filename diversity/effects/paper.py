@@ -35,5 +35,5 @@ def paper_correlations() -> pa.Table:
 
 
 def _facts(name: str) -> pa.Table:
-    with resources.files("diversity").joinpath("data", name).open("rb") as stream:
+    with resources.files("diversity.effects").joinpath("data", name).open("rb") as stream:
         return pacsv.read_csv(stream, convert_options=pacsv.ConvertOptions(strings_can_be_null=False))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diversity.scores import SCORES_SCHEMA
+from diversity.effects.scores import SCORES_SCHEMA
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 `measure` returns a tidy table of the paper's six (in seven rows, the n-gram ratio for n = 1 and 2) or of any metrics of `METRICS`. The
 paper's formulas are not public: the definitions here are ours and stated with each function. `more_is_diverse` gives the orientation;
-it is null for the mean length, which is no measure of diversity.
+it is null for the mean length, which is no measure of diversity. Open `lexical.py` first; `measuring.py` measures whole files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The report of an experiment: one HTML file with inline SVG that needs no network. This module holds its configuration alone."""
+"""The report of an experiment: tidy tables come in, one HTML file with inline SVG that needs no network goes out.
+
+`gather.py` makes the tables out of an experiment's index and seals, `page.py` renders them, the other files draw one part each. This
+module holds the report's configuration alone. Open `data.py` first: it says what a report shows.
+"""
 
 from __future__ import annotations
 

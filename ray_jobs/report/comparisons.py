@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from diversity.artifact import Artifact, Storage
 from diversity.config import load
-from diversity.scores import SCORES_SCHEMA
-from training.evaluators import COMPARED, COMPARISONS, EvaluatorConfig, SampleFigures
+from diversity.effects.scores import SCORES_SCHEMA
+from training.evaluators import EVALUATORS, EvaluatorConfig, SampleFigures
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _scored(storage: Storage, entries: Mapping[str, Any], results: pa.Table) -> 
 
 def _compare_all(runs: Sequence[Scored], comparison: EvaluatorConfig) -> Iterator[tuple[Scored, dict[str, Any]]]:
     """Yield each run and a row of its comparison with the runs that the options name; arm by arm, so that few are in memory."""
-    compare, against = load(COMPARISONS[comparison.name]), comparison.parsed().against
+    compare, against = load(EVALUATORS[comparison.name].function), comparison.parsed().against
     arms: dict[tuple[Any, Any], list[Scored]] = defaultdict(list)
     for run in runs:
         arms[run.arm].append(run)
@@ -106,7 +106,7 @@ def _compare_all(runs: Sequence[Scored], comparison: EvaluatorConfig) -> Iterato
 
 def _each_figures(scores: Any, comparison: EvaluatorConfig) -> list[Figures]:
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda artifact: sample_figures(artifact, COMPARED[comparison.name]), scores))
+        return list(pool.map(lambda artifact: sample_figures(artifact, str(comparison.reads)), scores))
 
 
 def sample_figures(scores: Artifact, evaluator: str) -> Figures:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from diversity.effects.paper import paper_correlations
 from diversity.effects.schema import SCORE, arm_name
 from ray_jobs.report import arms, score_plots
+from ray_jobs.report.data import ReportData
 from ray_jobs.report.figures import Panel
 from ray_jobs.report.score_plots import Score
-
-if TYPE_CHECKING:
-    from ray_jobs.report.page import ReportData
 
 Row = dict[str, Any]
 

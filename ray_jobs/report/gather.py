@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from diversity.artifact import Artifact, Storage
 from diversity.cell import SIDES, Cell
-from diversity.dataset import read
+from diversity.datasets.dataset import read
 from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA
 from diversity.metrics import METRICS_SCHEMA
-from ray_jobs.report.page import CELLS_SCHEMA, Pair, TypeList
+from ray_jobs.report.data import CELLS_SCHEMA, Pair, TypeList
 
 logger = logging.getLogger(__name__)
 

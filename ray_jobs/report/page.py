@@ -4,99 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from diversity.effects import verdict
-from diversity.effects.schema import CELL_FIELDS, MIN_LEVELS, MIN_RUNS
+from diversity.effects.schema import MIN_LEVELS, MIN_RUNS
 from ray_jobs.report import plots, score_plots, svg
+from ray_jobs.report.data import ReportData
 from ray_jobs.report.figures import Panel, size_colours
 from ray_jobs.report.findings import count, score_section, signed, small
 
-CELLS_SCHEMA = pa.schema([*CELL_FIELDS, ("instruction_length", pa.float64()), ("response_length", pa.float64()), ("dataset", pa.string())])
-"""One row for each sealed dataset: what results say of a cell, mean tokens of each side, and the dataset's path in the storage."""
-
 ROOT = "../../"
 MORE_SCORES = 6  # further scores that get panels of their own
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The document frequencies of a micro typing's tokens, with the band: low, high, n_low, n_mid, n_high."""
-
-    typing: str
-    df: NDArray[np.integer]
-    band: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Samples of a strategy's least and most diverse dataset, side by side; each sample is (instruction, response)."""
-
-    strategy: str
-    low: str
-    high: str
-    low_samples: Sequence[tuple[str, str]]
-    high_samples: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class TypeList:
-    """Some types of a typing, each (label, samples that have it), in the order in which pruning would drop them.
-
-    Attributes:
-        typing: which typing.
-        types: how many there are (M).
-        kept: those dropped last: what every level has.
-        dropped: those dropped first: what only level 1 has.
-        largest: those of most samples.
-    """
-
-    typing: str
-    types: int
-    kept: Sequence[tuple[str, int]]
-    dropped: Sequence[tuple[str, int]]
-    largest: Sequence[tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """All that a report shows.
-
-    Attributes:
-        experiment: its name.
-        note: the first line, or None.
-        facts: (what, value) pairs about corpus, model and method.
-        cells: CELLS_SCHEMA.
-        coverage: COVERAGE_SCHEMA.
-        sources: SOURCES_SCHEMA.
-        results: `diversity.effects.RESULTS_SCHEMA`.
-        effects: `diversity.effects.EFFECTS_SCHEMA`.
-        typings: typing, types (M), mean (types of a sample that has any), empty (share of samples without one).
-        curves: of the micro typings.
-        pairs: samples to look at; empty where no text may be shown.
-        types: what the types of each typing are, by their labels; empty where no text may be shown.
-        planned: how many cells the grid has, built or not.
-    """
-
-    experiment: str
-    note: str | None
-    facts: Sequence[tuple[str, str]]
-    cells: pa.Table
-    coverage: pa.Table
-    sources: pa.Table
-    results: pa.Table
-    effects: pa.Table
-    planned: int
-    typings: Sequence[dict[str, Any]] = field(default=())
-    curves: Sequence[Curve] = field(default=())
-    pairs: Sequence[Pair] = field(default=())
-    types: Sequence[TypeList] = field(default=())
 
 
 def linked(page: str, link_root: str) -> str:

@@ -8,10 +8,10 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from diversity.controls import Control
-from diversity.incidence import Incidence
 from diversity.keys import content_priorities, priorities
-from diversity.peel import TypedInputs, prune
+from diversity.selection.controls import Control
+from diversity.selection.peel import TypedInputs, prune
+from diversity.typings.incidence import Incidence
 
 
 @st.composite

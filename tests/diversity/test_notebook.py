@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from diversity.config import ConfigError, UserError
 from diversity.notebook import choose, profile, read, typed
-from diversity.strategies import SelectionConfig
-from diversity.tokens import BandConfig
+from diversity.selection.strategies import SelectionConfig
+from diversity.typings.tokens import BandConfig
 
 RNG = np.random.default_rng(0)
 WORDS = np.array([f"word{i}" for i in range(9000)])

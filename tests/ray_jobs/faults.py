@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from diversity.artifact import Storage
-from diversity.dataset import content_hash, id_array
+from diversity.datasets.dataset import content_hash, id_array
 from tests.ray_jobs.grids import remanifest, rewrite
 
 LOW, HIGH = "response-micro_n60_l000_s0", "response-micro_n60_l100_s0"

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Storage
 from diversity.cell import TYPINGS, GridConfig, expand
-from diversity.encoders import Encoder, load_encoder
-from diversity.samples import SAMPLE_SCHEMA, sample_id
-from diversity.strategies import DIALLED, SelectionConfig, needs
-from diversity.tokens import BandConfig, micro
-from diversity.typed import DATA_SCHEMA, Typed, types_table
-from ray_jobs import dataset_tasks
-from ray_jobs.dataset_tasks import Sources
-from ray_jobs.process import cache_folder
+from diversity.corpus.samples import SAMPLE_SCHEMA, sample_id
+from diversity.selection.strategies import DIALLED, SelectionConfig, needs
+from diversity.typings.encoders import Encoder, load_encoder
+from diversity.typings.tokens import BandConfig, micro
+from diversity.typings.typed import DATA_SCHEMA, Typed, types_table
+from ray_jobs.job.process import cache_folder
+from ray_jobs.tasks import building
+from ray_jobs.tasks.building import Sources
 from training.model_source import resolve_model
 
 MODEL = "builtin:smollm2-135m"
@@ -108,14 +108,14 @@ def build(ground: Ground, selection: SelectionConfig, grid: GridConfig, name: st
     peels = {typing: ground.storage.artifact("peel", f"{name}{number}") for number, typing in enumerate(dialled)}
     old = ground.sources
     sources = Sources(old.corpus, old.profiles, old.embeddings, old.model, selection, grid, peels)
-    samples = dataset_tasks.load_samples(sources)
-    loaded = {typing: dataset_tasks.load_typing(sources, typing) for typing in sources.profiles}
-    pruned = {typing: dataset_tasks.prune_typing(loaded[typing], samples, selection, peel) for typing, peel in peels.items()}
+    samples = building.load_samples(sources)
+    loaded = {typing: building.load_typing(sources, typing) for typing in sources.profiles}
+    pruned = {typing: building.prune_typing(loaded[typing], samples, selection, peel) for typing, peel in peels.items()}
     datasets = {cell: ground.storage.artifact("datasets", f"{name}-{cell.name}") for cell in cells}
     for cell, artifact in datasets.items():
         typings = needs(cell, grid).typings
-        picks = dataset_tasks.choose(sources, [cell], samples, typings, *(pruned[typing] for typing in typings))
-        dataset_tasks.write_and_seal(sources, [cell], [artifact], samples, list(loaded), *loaded.values(), picks)
+        picks = building.choose(sources, [cell], samples, typings, *(pruned[typing] for typing in typings))
+        building.write_and_seal(sources, [cell], [artifact], samples, list(loaded), *loaded.values(), picks)
     paths = {cell.name: artifact.path for cell, artifact in datasets.items()}
     index = {
         "corpus": old.corpus.path,

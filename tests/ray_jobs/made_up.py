@@ -10,7 +10,7 @@ import pyarrow as pa
 from diversity.cell import TYPINGS, Cell
 from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA, effects_table
 from diversity.metrics import METRICS_SCHEMA, PAPER_METRICS
-from ray_jobs.report.page import CELLS_SCHEMA, Curve, Pair, ReportData, TypeList
+from ray_jobs.report.data import CELLS_SCHEMA, Curve, Pair, ReportData, TypeList
 
 SLOPES = dict(zip(TYPINGS, (0.0, -0.02, 0.03, 0.0, -0.04, -0.08), strict=True))  # of NLL, so negative is better
 SOURCES = ("alpaca", "flan", "code", "medical", "trivia", "dialogue", "maths", "legal", "shell", "poems")

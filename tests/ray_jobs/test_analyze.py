@@ -17,8 +17,8 @@ from diversity.artifact import ArtifactError
 from diversity.cell import TYPINGS
 from diversity.effects import EFFECTS_SCHEMA, RESULTS_SCHEMA
 from ray_jobs import analyze
-from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, main
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context, main
 from tests.ray_jobs import made_up
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import pytest
 import ray
 import yaml
 
-from ray_jobs import command
-from ray_jobs.experiment import STAGES
-from ray_jobs.runtime import JOB_VARIABLE, main
+from ray_jobs import __main__ as program
+from ray_jobs.job.experiment import STAGES
+from ray_jobs.job.runtime import JOB_VARIABLE, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "ray_jobs" / "configs" / "paper.yaml"
@@ -185,15 +187,15 @@ def test_the_demos_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def test_the_console_script_names_near_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sft-diversity", "ingst"])
     with pytest.raises(SystemExit) as ended:
-        command.main()
+        program.main()
     assert ended.value.code == 2
     assert "unknown command 'ingst': did you mean 'ingest'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("program", [["-m", "ray_jobs.pipeline"], ["-m", "ray_jobs.command", "pipeline"]])
-def test_a_real_process_ends_with_one_line(config: Path, program: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["-m", "ray_jobs.pipeline"], ["-m", "ray_jobs", "pipeline"]])
+def test_a_real_process_ends_with_one_line(config: Path, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, *program, str(config), "profile.band.hihg=500"],
+        [sys.executable, *arguments, str(config), "profile.band.hihg=500"],
         cwd=ROOT,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
@@ -204,3 +206,30 @@ def test_a_real_process_ends_with_one_line(config: Path, program: list[str]) -> 
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == "pipeline: profile.band.hihg: unknown key: did you mean 'high'?\n"
+
+
+def test_help_lists_every_command_with_a_line_and_an_example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sft-diversity", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    told = capsys.readouterr().out
+    tools = {path.stem for path in (ROOT / "ray_jobs" / "tools").glob("*.py") if "argparse" in path.read_text()}
+    assert ended.value.code == 0 and program.EXAMPLE in told
+    assert set(program.STAGES) == {"pipeline", *STAGES} and set(program.TOOLS) == tools
+    assert all(any(line.startswith(f"  {name} ") for line in told.splitlines()) for name in program.COMMANDS)
+
+
+def test_an_interrupted_stage_says_what_is_sealed(config: Path) -> None:
+    """SIGINT while Ray starts: one line, no traceback, and the exit code of an interrupted program."""
+    command = [sys.executable, "-m", "ray_jobs", "ingest", str(config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        told = ""
+        while "connecting to" not in told:
+            told += running.stderr.readline() or pytest.fail(told)
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == "ingest: interrupted; nothing is sealed yet, and the same command goes on"

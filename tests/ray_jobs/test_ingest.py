@@ -18,13 +18,13 @@ import pytest
 import yaml
 
 from diversity.artifact import Artifact
-from diversity.corpora.inputs import Inputs, read_corpus
-from diversity.heldout import HELDOUT_SCHEMA, InConfig, Sought, candidate_groups, choose_groups, find, held_out, without_leaks
-from diversity.ingestion import content_hash, part_ranges
-from diversity.samples import SAMPLE_SCHEMA
+from diversity.corpus.heldout import HELDOUT_SCHEMA, InConfig, Sought, candidate_groups, choose_groups, find, held_out, without_leaks
+from diversity.corpus.ingestion import content_hash, part_ranges
+from diversity.corpus.inputs import Inputs, read_corpus
+from diversity.corpus.samples import SAMPLE_SCHEMA
 from ray_jobs import heldout, ingest
-from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, main
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context, main
 
 pytestmark = pytest.mark.usefixtures("ray_local", "cache")
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from diversity.samples import SAMPLE_SCHEMA, sample_id
+from diversity.corpus.samples import SAMPLE_SCHEMA, sample_id
 from ray_jobs import profile_corpus
-from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, user_error
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context, user_error
 from tests.endpoint import Server, completion, tag_answer
 
 N = 60

@@ -10,7 +10,7 @@ import pytest
 from diversity.config import ConfigError
 from diversity.effects import detectable_change
 from ray_jobs.build_datasets import together
-from ray_jobs.experiment import load_experiment
+from ray_jobs.job.experiment import load_experiment
 
 CONFIG = Path(__file__).resolve().parents[2] / "ray_jobs" / "configs" / "miniature.yaml"
 GIVEN = ["corpus.paths=[data.parquet]", "evaluation.heldout.out.paths=[prompts.jsonl]"]

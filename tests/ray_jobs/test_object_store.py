@@ -24,13 +24,13 @@ import pytest
 import yaml
 
 from diversity.artifact import ArtifactError, Storage
-from diversity.corpora.files import ReadError, content_digest, find_files
-from diversity.corpora.inputs import read_corpus
-from diversity.readers import read_rows
-from diversity.samples import CorpusConfig
+from diversity.corpus.config import CorpusConfig
+from diversity.corpus.files import ReadError, content_digest, find_files
+from diversity.corpus.inputs import read_corpus
+from diversity.corpus.readers import read_rows
 from ray_jobs import ingest
-from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context
 from tests.ray_jobs.heads import free_ports, wait_for
 
 ROWS = [{"instruction": f"ask {i}", "output": f"answer {i % 7} \u2028 ünï"} for i in range(40)]

@@ -7,19 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diversity import dataset
 from diversity.artifact import Storage
-from diversity.samples import SAMPLE_SCHEMA
-from diversity.strategies import VERSIONS
-from ray_jobs import certify
+from diversity.corpus.samples import SAMPLE_SCHEMA
+from diversity.datasets import dataset
+from diversity.selection.strategies import STRATEGIES
 from ray_jobs.build_datasets import dataset_artifact
-from ray_jobs.experiment import load_experiment
-from ray_jobs.runtime import Context, main
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context, main
+from ray_jobs.tools import certify
 from training.sft import read_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,7 @@ def test_a_strategy_whose_picks_change_gets_other_datasets(whole: Path, config: 
         return {cell.name: dataset_artifact(context, cell).fingerprint for cell in context.experiment.cells}
 
     before = names()
-    monkeypatch.setitem(VERSIONS, "longest", 2)
+    monkeypatch.setitem(STRATEGIES, "longest", replace(STRATEGIES["longest"], version=2))
     assert {cell for cell, name in names().items() if name != before[cell]} == {"longest_n60_s0"}
 
 

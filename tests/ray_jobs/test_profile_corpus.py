@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 from diversity.artifact import Artifact, ArtifactError
-from diversity.embedders import embed
-from diversity.samples import SAMPLE_SCHEMA, sample_id
-from diversity.tags import tags
-from diversity.tokens import micro
-from diversity.topics import topics
-from diversity.typed import NoTypesError
+from diversity.corpus.samples import SAMPLE_SCHEMA, sample_id
+from diversity.typings.embedders import embed
+from diversity.typings.tags import tags
+from diversity.typings.tokens import micro
+from diversity.typings.topics import topics
+from diversity.typings.typed import NoTypesError
 from ray_jobs import profile_corpus
-from ray_jobs.corpus_rows import CorpusRows
-from ray_jobs.experiment import load_experiment
-from ray_jobs.process import cache_folder
-from ray_jobs.runtime import Context
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context
+from ray_jobs.tasks.corpus_rows import CorpusRows
 from training.model_source import resolve_model
 
 THEMES = ["apple banana cherry orange", "python function class method", "planet galaxy comet orbit", "goal referee striker keeper"]

@@ -20,12 +20,12 @@ import yaml
 
 from diversity.artifact import Artifact
 from diversity.config import ConfigError
-from diversity.samples import SAMPLE_SCHEMA, sample_id
-from diversity.tokens import BandConfig, micro
+from diversity.corpus.samples import SAMPLE_SCHEMA, sample_id
+from diversity.typings.tokens import BandConfig, micro
 from ray_jobs import profile_corpus
-from ray_jobs.experiment import load_experiment
-from ray_jobs.process import cache_folder
-from ray_jobs.runtime import Context
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.process import cache_folder
+from ray_jobs.job.runtime import Context
 from training.model_source import resolve_model
 
 BAND = BandConfig(low=3, high=400)

@@ -16,11 +16,13 @@ import pytest
 from diversity.artifact import Artifact, Storage
 from diversity.cell import Cell
 from diversity.config import UserError
-from diversity.dataset import content_hash, id_array
-from diversity.samples import sample_id
-from ray_jobs import build_datasets, frames, heldout, profile_corpus, sweep, trials
-from ray_jobs.experiment import Experiment
-from ray_jobs.runtime import Context, ResourcesNotAvailable
+from diversity.corpus.samples import sample_id
+from diversity.datasets.dataset import content_hash, id_array
+from ray_jobs import build_datasets, heldout, profile_corpus, sweep
+from ray_jobs.job.experiment import Experiment
+from ray_jobs.job.runtime import Context, ResourcesNotAvailable
+from ray_jobs.tasks import trials
+from ray_jobs.tools import frames
 from tests.ray_jobs.heads import wait_for
 from training.evaluators import EvaluationConfig
 from training.ray_worker import has_weights
@@ -51,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ray_jobs.process import cache_folder
+    from ray_jobs.job.process import cache_folder
     from training.model_source import resolve_model
 
     folder = tmp_path_factory.mktemp("model")

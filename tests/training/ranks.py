@@ -19,7 +19,7 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "
 
 def samples(count: int, *, longest: int = 12) -> pa.Table:
     """Return samples of many lengths, sorted by id."""
-    from diversity.samples import sample_id
+    from diversity.corpus.samples import sample_id
 
     rows = []
     for i in range(count):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diversity.artifact import Storage
 from diversity.config import ConfigError
-from diversity.samples import sample_id
+from diversity.corpus.samples import sample_id
 from tests.training.test_nll import heldout_table
 from training.chat import ChatEncoder
 from training.evaluators import EvaluationConfig, Subject, evaluate

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diversity.config import ConfigError, parse
-from diversity.samples import sample_id
-from diversity.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
-from diversity.tokens import BandConfig, micro
+from diversity.corpus.samples import sample_id
+from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
+from diversity.typings.tokens import BandConfig, micro
 from training.chat import NO_LABEL, ChatEncoder, Encoded
 from training.evaluators import EvaluationConfig, EvaluatorConfig, Scores, Subject, evaluate, mean_and_error
 from training.evaluators.nll import NllConfig, NothingToScore, chosen, sample_nll

@@ -1,8 +1,8 @@
 """Evaluators: functions that score a model on held-out samples, one file each, named in one dict. Importable without torch.
 
-To add one: a file with a function `(Subject, options) -> Iterable[Score | SampleTable]` and a `Config` of its options, and a line in
-each of `EVALUATORS` and `OPTIONS`. A comparison looks at several runs' sealed scores instead of at a model, after all are there: a file
-with `(split, SampleFigures, list[SampleFigures]) -> Iterable[Score]`, and a line in each of `COMPARISONS` and `OPTIONS`.
+To add one: a file with a function `(Subject, options) -> Iterable[Score | SampleTable]` and a `Config` of its options, and an entry in
+`EVALUATORS`. A comparison looks at several runs' sealed scores instead of at a model, after all are there: a file with
+`(split, SampleFigures, list[SampleFigures]) -> Iterable[Score]`, and an entry that says whose scores it `reads`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
-from diversity.config import Config, UserError, lookup, parse
-from diversity.heldout import PROMPTS, HeldoutConfig
-from diversity.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
+from diversity.config import Config, ConfigError, UserError, load, near_matches, parse
+from diversity.corpus.heldout import PROMPTS, HeldoutConfig
+from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 
 if TYPE_CHECKING:
     from training.chat import ChatEncoder
     from training.evaluators.strata import TrainedOn
 
-EVALUATORS = {"nll": "training.evaluators.nll:evaluate", "generate": "training.evaluators.generate:evaluate"}
-COMPARISONS = {"likelihood_win_rate": "training.evaluators.likelihood_win_rate:compare"}
-COMPARED = {"likelihood_win_rate": "nll"}  # the evaluator whose scores of single samples a comparison reads, and their metric
-OPTIONS = {
-    "nll": "training.evaluators.nll:NllConfig",
-    "generate": "training.evaluators.generate:GenerateConfig",
-    "likelihood_win_rate": "training.evaluators.likelihood_win_rate:LikelihoodWinRateConfig",
+
+@dataclass(frozen=True)
+class Evaluator:
+    """All there is to say of an evaluator.
+
+    Attributes:
+        function: `module:name` of (Subject, options) -> Iterable[Score | SampleTable], or of a comparison.
+        options: `module:name` of the `Config` of its options.
+        reads: for a comparison: the evaluator whose scores of single samples it reads, and their metric.
+    """
+
+    function: str
+    options: str
+    reads: str | None = None
+
+
+_HERE = "training.evaluators"
+EVALUATORS = {
+    "nll": Evaluator(f"{_HERE}.nll:evaluate", f"{_HERE}.nll:NllConfig"),
+    "generate": Evaluator(f"{_HERE}.generate:evaluate", f"{_HERE}.generate:GenerateConfig"),
+    "likelihood_win_rate": Evaluator(
+        f"{_HERE}.likelihood_win_rate:compare", f"{_HERE}.likelihood_win_rate:LikelihoodWinRateConfig", reads="nll"
+    ),
 }
 
 
@@ -39,7 +55,7 @@ class EvaluatorConfig(Config):
     """One evaluator, in YAML its name or `{name, and its options}`.
 
     Attributes:
-        name: one of `EVALUATORS` or `COMPARISONS`.
+        name: one of `EVALUATORS`.
         options: what its own options class takes; checked when the configuration is read.
     """
 
@@ -68,7 +84,14 @@ class EvaluatorConfig(Config):
         Raises:
             ConfigError: no such evaluator, or an option that it does not have.
         """
-        return parse(lookup(OPTIONS, self.name, "evaluator"), self.options)
+        if self.name not in EVALUATORS:
+            raise ConfigError(f"unknown evaluator {self.name!r}{near_matches(self.name, EVALUATORS)}")
+        return parse(load(EVALUATORS[self.name].options), self.options)
+
+    @property
+    def reads(self) -> str | None:
+        """Return the evaluator whose scores this one compares; None where it scores a model itself."""
+        return EVALUATORS[self.name].reads
 
 
 class EvaluationConfig(Config):
@@ -90,22 +113,22 @@ class EvaluationConfig(Config):
         names = [evaluator.name for evaluator in evaluators]
         if len(set(names)) < len(names):
             raise ValueError(f"each evaluator once, not {', '.join(names)}")
-        if names[0] in COMPARISONS:
-            raise ValueError(f"{names[0]} compares the scores of others: name it after {COMPARED[names[0]]}")
-        for name in names:
-            if name in COMPARISONS and COMPARED[name] not in names:
-                raise ValueError(f"{name} needs the evaluator {COMPARED[name]}, too")
+        if evaluators[0].reads:
+            raise ValueError(f"{names[0]} compares the scores of others: name it after {evaluators[0].reads}")
+        for evaluator in evaluators:
+            if evaluator.reads and evaluator.reads not in names:
+                raise ValueError(f"{evaluator.name} needs the evaluator {evaluator.reads}, too")
         return evaluators
 
     @property
     def scoring(self) -> list[EvaluatorConfig]:
         """Return the evaluators that score a model."""
-        return [evaluator for evaluator in self.evaluators if evaluator.name in EVALUATORS]
+        return [evaluator for evaluator in self.evaluators if not evaluator.reads]
 
     @property
     def comparisons(self) -> list[EvaluatorConfig]:
         """Return the evaluators that compare runs by their sealed scores."""
-        return [evaluator for evaluator in self.evaluators if evaluator.name in COMPARISONS]
+        return [evaluator for evaluator in self.evaluators if evaluator.reads]
 
     @property
     def by_kind_of_token(self) -> bool:
@@ -267,7 +290,7 @@ def evaluate(subject: Subject, config: EvaluationConfig, *, run: str) -> Scores:
     singles = [SAMPLE_SCORES_SCHEMA.empty_table()]
     tables: dict[str, pa.Table] = {}
     for number, evaluator in enumerate(config.scoring):
-        for score in lookup(EVALUATORS, evaluator.name, "evaluator")(subject, evaluator.parsed()):
+        for score in load(EVALUATORS[evaluator.name].function)(subject, evaluator.parsed()):
             if isinstance(score, SampleTable):
                 part = score.table.set_column(0, "run", pa.array([run] * len(score.table), pa.string()))
                 tables[score.name] = pa.concat_tables([tables[score.name], part]) if score.name in tables else part

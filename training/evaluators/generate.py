@@ -21,7 +21,7 @@ from pydantic import Field
 
 from diversity.artifact import digest
 from diversity.config import Config, ConfigError, lookup, near_matches
-from diversity.heldout import PROMPTS
+from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error

@@ -1,0 +1,216 @@
+"""Paths, folders, globs and URIs become a sorted list of input files, each with a content digest that no rename or touch changes."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from diversity.artifact import file_digest
+from diversity.config import UserError, load
+
+logger = logging.getLogger(__name__)
+
+BUILTIN = {"python-docs": "diversity.corpus.python_docs.builder:PythonDocs"}
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json"})  # what `datasets` writes beside its data
+PACKED_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+
+
+class ReadError(UserError):
+    """An input that can't be found, opened or read to its end; the message names the file."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to read.
+
+    Attributes:
+        root: the URI that opens the filesystem (as the person gave it, with its options), or "" for local files.
+        path: where the file is inside it.
+        size: bytes.
+        commit: the revision of a hub that pins the file.
+    """
+
+    root: str
+    path: str
+    size: int
+    commit: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the file's name without its folders: the source of rows that name none."""
+        return posixpath.basename(self.path)
+
+    @property
+    def shown(self) -> str:
+        """Return the file for people: its path or URI, without the options and credentials of a URI."""
+        scheme, separator, _ = self.root.partition("://")
+        return f"{scheme}://{self.path.lstrip('/')}" if separator else self.path
+
+    def filesystem(self) -> pafs.FileSystem:
+        """Return the filesystem in which `path` is."""
+        return filesystem_of(self.root)[0] if self.root else pafs.LocalFileSystem()
+
+
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the filesystem that opens a path or URI, and the path inside it.
+
+    Schemes that pyarrow doesn't know (`hf`, `memory`, `https` …) are left to fsspec, which then has to be installed.
+
+    Raises:
+        ReadError: nothing opens such a URI.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError):
+        pass
+    try:
+        opened = load("fsspec:filesystem")(scheme)
+    except (ImportError, ValueError) as error:
+        raise ReadError(f"{uri}: can't be opened ({error})") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), opened._strip_protocol(uri)
+
+
+def suffixes_of(name: str) -> tuple[str, str]:
+    """Return (format suffix, compression suffix) of a file name in lower case; "" where there is none that is known."""
+    stem, packed = name.lower(), ""
+    for compression in COMPRESSIONS:
+        if stem.endswith(compression):
+            stem, packed = stem.removesuffix(compression), compression
+    suffix = posixpath.splitext(stem)[1]
+    allowed = PACKED_SUFFIXES if packed else DATA_SUFFIXES
+    return (suffix if suffix in allowed else ""), packed
+
+
+def find_files(paths: Sequence[str]) -> list[InputFile]:
+    """Return the files that the paths name, sorted by URI, each once.
+
+    A folder gives every file below it whose suffix is known; the others are named in the log. Hidden files (`.x`, `_SUCCESS`) and
+    descriptions of data sets are no data.
+
+    Raises:
+        ReadError: a path that isn't there or holds nothing to read, or a file of an unknown kind; or no paths at all.
+    """
+    if not paths:
+        raise ReadError("corpus.paths is empty: say what to read, e.g. corpus.paths='[data/train.jsonl]'")
+    found: dict[str, InputFile] = {}
+    for path in paths:
+        for file in _expand(path):
+            found[file.shown] = file
+    return [found[shown] for shown in sorted(found)]
+
+
+def content_digest(file: InputFile, cache: Path | None = None) -> str:
+    """Return what names a file's bytes: their blake2b-128, or the version that its store gives them.
+
+    Object stores give an ETag or version with the first byte; where a store gives neither, its bytes are read and hashed.
+
+    Raises:
+        ReadError: the file can't be read.
+    """
+    if file.commit is not None:
+        return blake2b(f"{file.commit}/{file.path}".encode(), digest_size=16).hexdigest()
+    try:
+        filesystem = file.filesystem()
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return file_digest(Path(file.path), cache)
+        with filesystem.open_input_stream(file.path, compression=None) as stream:
+            version = _store_version(stream)
+            if version:
+                return blake2b(f"{file.size}/{version}".encode(), digest_size=16).hexdigest()
+            state = blake2b(digest_size=16)
+            while chunk := stream.read(1 << 22):
+                state.update(chunk)
+            return state.hexdigest()
+    except (OSError, pa.ArrowException) as error:
+        raise ReadError(f"{file.shown}: {error}") from None
+
+
+def _store_version(stream: Any) -> str | None:
+    """Return the ETag or version that an object store's stream carries."""
+    try:
+        metadata = stream.metadata() or {}
+    except (pa.ArrowException, OSError, AttributeError):
+        return None
+    values = {key.decode() if isinstance(key, bytes) else str(key): value for key, value in metadata.items()}
+    found = values.get("VersionId") or values.get("ETag")
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def _expand(path: str) -> list[InputFile]:
+    """Return the files of one path, folder, glob or hub name."""
+    if path.startswith("hf://"):
+        return [InputFile(*parts) for parts in load("diversity.corpus.hub:dataset_files")(path)]
+    if path.startswith("builtin:"):
+        raise ReadError(f"{path} is no file: the built-in corpora are {', '.join('builtin:' + name for name in BUILTIN)}")
+    filesystem, inside = filesystem_of(path)
+    root = path if "://" in path else ""
+    info = filesystem.get_file_info(inside)
+    if info.type == pafs.FileType.File:
+        if not suffixes_of(inside)[0]:
+            raise ReadError(f"{path}: unknown kind of file: {_known_kinds()}")
+        return [InputFile(root, inside, info.size)]
+    if info.type == pafs.FileType.Directory:
+        return _folder(filesystem, inside, root, path, None)
+    if re.search(r"[*?\[]", inside):
+        return _folder(filesystem, _fixed_part(inside), root, path, _pattern(inside))
+    raise ReadError(f"{path}: no such file or folder")
+
+
+def _folder(filesystem: pafs.FileSystem, base: str, root: str, path: str, pattern: re.Pattern[str] | None) -> list[InputFile]:
+    """Return the data files below a folder, of those that match where there is a pattern."""
+    files, ignored = [], []
+    for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True)):
+        below = info.path.removeprefix(base).lstrip("/")
+        parts = below.split("/")
+        hidden = parts[-1] in DESCRIPTIONS or any(part.startswith((".", "_")) for part in parts)
+        if info.type != pafs.FileType.File or hidden or (pattern and not pattern.fullmatch(info.path)):
+            continue
+        if suffixes_of(info.path)[0]:
+            files.append(InputFile(root, info.path, info.size))
+        else:
+            ignored.append(info.path)
+    if ignored:
+        logger.warning("%s: %d files of unknown kinds are left out, e.g. %s", path, len(ignored), min(ignored))
+    if not files:
+        raise ReadError(f"{path}: nothing to read there: {_known_kinds()}")
+    return files
+
+
+def _known_kinds() -> str:
+    return f"read are {' '.join(DATA_SUFFIXES)}, and {' '.join(PACKED_SUFFIXES)} with {' '.join(COMPRESSIONS)}"
+
+
+def _fixed_part(glob: str) -> str:
+    """Return the folder above the first component that holds a wildcard."""
+    parts = glob.split("/")
+    first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    return "/".join(parts[:first]) or ("/" if glob.startswith("/") else "")
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Return the expression of a glob: `**` spans folders, `*` and `?` don't, `[…]` is a set of characters."""
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob)
+    spelled = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    out = []
+    for piece in pieces:
+        if piece in spelled:
+            out.append(spelled[piece])
+        elif piece.startswith("[") and piece.endswith("]"):
+            out.append("[" + ("^" if piece[1] == "!" else "") + piece.lstrip("[").lstrip("!").replace("\\", "\\\\"))
+        else:
+            out.append(re.escape(piece))
+    return re.compile("".join(out), re.DOTALL)

@@ -1,0 +1,284 @@
+"""Files become streams of raw rows: JSON, JSONL, CSV, parquet and Arrow, packed or not, in memory that the file's size doesn't touch.
+
+A row that can't even be decoded comes out as `Unreadable`, with a reason and how it begins, so that it is counted and the rest is
+read on. What makes the remainder of a file unreadable (a truncated gzip, a broken footer, a file that is gone) is an error that
+names the file. Lines are split at newline bytes only: real JSONL holds U+2028 and carriage returns inside its strings.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from diversity.corpus.excerpts import excerpt
+from diversity.corpus.files import InputFile, ReadError, suffixes_of
+from diversity.corpus.formats import KNOWN_COLUMNS
+from diversity.corpus.json_rows import MAX_ROW_BYTES, Row, Unreadable, document_rows, is_unicode, parse_json
+
+BATCH_ROWS = 2048
+SPLIT_BYTES = 16 << 20
+BOM = codecs.BOM_UTF8
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file that one task reads: bytes of a JSONL file, row groups of a parquet file, or the whole (stop is None).
+
+    `first_row` is the number of its first row, so that row numbers are the file's whatever the parts are.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    first_row: int = 0
+
+
+WHOLE = Span()
+
+
+def read_rows(file: InputFile, span: Span = WHOLE, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield (row number, object or `Unreadable`) of a file, or of a part of it.
+
+    Rows are numbered from 0: lines of JSONL (blank ones are passed over but counted), records of CSV, elements of a JSON array,
+    rows of a table.
+
+    Args:
+        file: from `find_files`.
+        span: from `spans`.
+        columns: columns beyond the known ones that a mapping needs; other columns of parquet files are not read.
+
+    Raises:
+        ReadError: the file can't be opened or read to its end.
+    """
+    suffix, _ = suffixes_of(file.name)
+    with _named(file):
+        if suffix == ".parquet":
+            yield from _parquet_rows(file, span, columns)
+        elif suffix in (".arrow", ".feather", ".ipc"):
+            yield from _arrow_rows(file)
+        else:
+            with _open(file, span.start) as stream:
+                if suffix in (".csv", ".tsv"):
+                    yield from _csv_rows(stream, "\t" if suffix == ".tsv" else ",")
+                elif suffix == ".json" and not _holds_lines(stream):
+                    yield from document_rows(stream)
+                else:
+                    yield from _line_rows(stream, span)
+
+
+def spans(file: InputFile, size: int = SPLIT_BYTES) -> list[Span]:
+    """Return the parts of a file that can be read apart: about `size` bytes each, or the whole where a file can't be split.
+
+    Raises:
+        ReadError: the file can't be read.
+    """
+    suffix, packed = suffixes_of(file.name)
+    with _named(file):
+        if suffix == ".parquet":
+            with file.filesystem().open_input_file(file.path) as stream:
+                return _row_group_spans(pq.ParquetFile(stream).metadata, size)
+        splittable = suffix in (".jsonl", ".ndjson") and not packed and file.size > size
+        if splittable and isinstance(file.filesystem(), pafs.LocalFileSystem):
+            with open(file.path, "rb") as stream:
+                return _line_spans(stream, size)
+    return [WHOLE]
+
+
+def _line_spans(stream: BinaryIO, size: int) -> list[Span]:
+    """Return spans that begin at line starts, with the number of the lines before each."""
+    starts, rows = [0], [0]
+    position = lines = 0
+    while chunk := stream.read(8 << 20):
+        behind = starts[-1] + size - position
+        cut = chunk.find(b"\n", max(behind, 0)) if behind < len(chunk) else -1
+        if cut >= 0:
+            starts.append(position + cut + 1)
+            rows.append(lines + chunk.count(b"\n", 0, cut + 1))
+        lines += chunk.count(b"\n")
+        position += len(chunk)
+    stops = [*starts[1:], position]
+    return [Span(a, b, row) for a, b, row in zip(starts, stops, rows, strict=True) if b > a]
+
+
+def _row_group_spans(metadata: pq.FileMetaData, size: int) -> list[Span]:
+    """Return runs of row groups of about `size` uncompressed bytes."""
+    found: list[Span] = []
+    start = first_row = rows = gathered = 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        gathered += metadata.row_group(group).total_byte_size
+        if gathered >= size or group == metadata.num_row_groups - 1:
+            found.append(Span(start, group + 1, first_row))
+            start, first_row, gathered = group + 1, rows, 0
+    return found or [WHOLE]
+
+
+@contextmanager
+def _named(file: InputFile) -> Iterator[None]:
+    """Turn what a broken file raises into one error that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ReadError(f"{file.shown}: is not there (any more)") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ReadError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ReadError(message if message.startswith(file.shown) else f"{file.shown}: can't be read: {message}") from None
+
+
+@contextmanager
+def _open(file: InputFile, start: int = 0) -> Iterator[io.BufferedReader]:
+    """Open a file as a buffered stream of unpacked bytes, from byte `start` of it."""
+    filesystem = file.filesystem()
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    packed = suffixes_of(file.name)[1]
+    with ExitStack() as stack:
+        raw: Any = stack.enter_context(io.FileIO(file.path) if local else filesystem.open_input_file(file.path))
+        raw.seek(start)
+        if packed == ".gz":
+            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+        elif packed == ".bz2":
+            raw = stack.enter_context(bz2.BZ2File(raw))
+        elif packed == ".xz":
+            raw = stack.enter_context(lzma.LZMAFile(raw))
+        elif packed == ".zst":
+            raw = stack.enter_context(pa.CompressedInputStream(raw if not local else pa.PythonFile(raw), "zstd"))
+        yield io.BufferedReader(raw, 1 << 20)
+
+
+def _line_rows(stream: BinaryIO, span: Span) -> Iterator[Row]:
+    """Yield the rows of JSON lines. A BOM and the carriage return before a newline are no part of a line."""
+    position, row = span.start, span.first_row
+    while span.stop is None or position < span.stop:
+        line = stream.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            return
+        position += len(line)
+        if row == 0 and line.startswith(BOM):
+            line = line[len(BOM) :]
+        if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+            position += _skip_line(stream)
+            yield row, Unreadable(f"row longer than {MAX_ROW_BYTES >> 20} MiB", excerpt(line))
+        elif not line.isspace() and line:
+            yield row, parse_json(line)
+        row += 1
+
+
+def _holds_lines(stream: io.BufferedReader) -> bool:
+    """Return whether a `.json` file is really JSON lines: its first line is a whole object, and there are more."""
+    head = stream.peek().removeprefix(BOM)
+    line, newline, _ = head.partition(b"\n")
+    return bool(newline) and line.lstrip().startswith(b"{") and not isinstance(parse_json(line), Unreadable)
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Read to the end of the line and return how many bytes that was."""
+    skipped = 0
+    while rest := stream.readline(1 << 20):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[Row]:
+    """Yield the records of a CSV file: every cell is the string as written.
+
+    Raises:
+        ReadError: no header.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    records = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = next(records, None)
+    if not header:
+        raise ReadError("an empty CSV file: the first record must name the columns")
+    row = 0
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield row, Unreadable("invalid CSV", f"line {records.line_num}: {error}")
+        else:
+            if not record:
+                continue
+            yield row, _record(header, record)
+        row += 1
+
+
+def _record(header: list[str], record: list[str]) -> Any:
+    """Return a CSV record as an object, or why it can't be one."""
+    if len(record) > len(header):
+        return Unreadable("more cells than columns", excerpt(",".join(record)))
+    if not all(map(is_unicode, record)):
+        return Unreadable("invalid UTF-8", excerpt(",".join(record)))
+    return dict(zip(header, record, strict=False))
+
+
+def _parquet_rows(file: InputFile, span: Span, columns: Sequence[str] | None) -> Iterator[Row]:
+    """Yield the rows of a parquet file's row groups. Columns that no format knows are read only where there is none that is known."""
+    with file.filesystem().open_input_file(file.path) as stream:
+        parquet = pq.ParquetFile(stream)
+        known = [name for name in parquet.schema_arrow.names if name in KNOWN_COLUMNS or name in (columns or ())]
+        groups = range(span.start, parquet.num_row_groups if span.stop is None else span.stop)
+        row = span.first_row
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=known or None):
+            yield from table_rows(batch, row)
+            row += batch.num_rows
+
+
+def _arrow_rows(file: InputFile) -> Iterator[Row]:
+    """Yield the rows of an Arrow file (feather too) or stream, told apart by its first bytes."""
+    with file.filesystem().open_input_file(file.path) as stream:
+        magic = stream.read(6)
+        stream.seek(0)
+        if magic == b"ARROW1":
+            reader = pa.ipc.open_file(stream)
+            batches: Iterator[pa.RecordBatch] = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(stream))
+        row = 0
+        for batch in batches:
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield from table_rows(batch.slice(start, BATCH_ROWS), row + start)
+            row += batch.num_rows
+
+
+def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0) -> Iterator[Row]:
+    """Yield the rows of a batch as objects; a row with a cell that can't be decoded comes out as `Unreadable`."""
+    names = batch.schema.names
+    try:
+        cells = [column.to_pylist() for column in batch.columns]
+    except (UnicodeDecodeError, ValueError, OverflowError):
+        for index in range(batch.num_rows):
+            yield first_row + index, _decoded(batch, index)
+        return
+    for index, values in enumerate(zip(*cells, strict=True)):
+        yield first_row + index, dict(zip(names, values, strict=True))
+
+
+def _decoded(batch: pa.RecordBatch | pa.Table, index: int) -> Any:
+    """Return one row of a batch, cell by cell."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            return Unreadable("invalid UTF-8", excerpt(error.object))
+        except (ValueError, OverflowError) as error:
+            return Unreadable("cell that Python can't hold", f"{name}: {error}")
+    return row

@@ -1,0 +1,191 @@
+"""Datasets on disk: written in one pass over the corpus, or as picks that are read through to it; read again and recounted at their seal.
+
+A dataset that misses its target is an error, never a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from diversity.artifact import Artifact, digest
+from diversity.cell import Cell
+from diversity.config import UserError
+from diversity.corpus.rehash import hashed
+from diversity.corpus.samples import SAMPLE_SCHEMA
+from diversity.typings.incidence import Incidence
+
+DATASET_SCHEMA = SAMPLE_SCHEMA.append(pa.field("chosen_for", pa.int32()))
+PICKS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row", pa.int64()), ("chosen_for", pa.int32())])
+
+
+class DatasetError(UserError):
+    """A dataset whose rows are not what its cell asks for."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a dataset is checked against, aligned with the id-sorted corpus of n rows.
+
+    Attributes:
+        ids: sample ids, ascending, `(n,)` `S32`.
+        tokens: number of the model's tokens of each side, `(n,)` int32.
+        incidences: one for every typing that coverage is measured on.
+    """
+
+    ids: np.ndarray
+    tokens: Mapping[str, np.ndarray]
+    incidences: Mapping[str, Incidence]
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Return the row of every id, int64.
+
+        Raises:
+            DatasetError: an id is not in the corpus.
+        """
+        rows = np.searchsorted(self.ids, ids)
+        known = (rows < len(self.ids)) & (self.ids[np.minimum(rows, len(self.ids) - 1)] == ids)
+        if not known.all():
+            raise DatasetError(f"sample {ids[~known][0].decode()} is not in the corpus")
+        return rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What goes into one dataset: rows of the corpus, ascending int64, and what each was chosen for, int32 (-1: nothing)."""
+
+    rows: np.ndarray
+    chosen_for: np.ndarray
+
+
+def write(corpus: Artifact, choices: Mapping[Artifact, Choice]) -> None:
+    """Write the rows of many datasets in one pass over the corpus, so that no more than one part of it is in memory.
+
+    Args:
+        corpus: the sealed corpus, parts in order of sample_id.
+        choices: begun dataset artifacts and what goes into them.
+    """
+    filesystem, _ = corpus.storage.filesystem()
+    with ExitStack() as stack:
+        writers = {}
+        for artifact in choices:
+            stream = stack.enter_context(artifact.open_output("data/part-00000.parquet"))
+            writers[artifact] = stack.enter_context(pq.ParquetWriter(stream, DATASET_SCHEMA, compression="zstd"))
+        start = 0
+        for part in corpus.parts():
+            table = pq.read_table(part, columns=SAMPLE_SCHEMA.names, filesystem=filesystem).cast(SAMPLE_SCHEMA)
+            for artifact, choice in choices.items():
+                low, high = np.searchsorted(choice.rows, (start, start + len(table)))
+                if low < high:
+                    taken = table.take(pa.array(choice.rows[low:high] - start))
+                    reasons = pa.array(choice.chosen_for[low:high], pa.int32())
+                    writers[artifact].write_table(taken.append_column(DATASET_SCHEMA.field("chosen_for"), reasons))
+            start += len(table)
+
+
+def write_picks(ids: np.ndarray, choices: Mapping[Artifact, Choice]) -> None:
+    """Write what was chosen without its texts, PICKS_SCHEMA; `ids` are the corpus's, `(n,)` `S32`."""
+    for artifact, choice in choices.items():
+        columns = [ids[choice.rows].astype("U32"), choice.rows, choice.chosen_for]
+        artifact.write(pa.table([pa.array(c, field.type) for c, field in zip(columns, PICKS_SCHEMA, strict=True)], schema=PICKS_SCHEMA))
+
+
+def through_to(corpus: Artifact, picks: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of picks out of their corpus, as a dataset with texts would hold them; one part of it is in memory at a time.
+
+    Args:
+        corpus: the sealed corpus that they were chosen from.
+        picks: PICKS_SCHEMA, ascending in `row`.
+        columns: of DATASET_SCHEMA; all of them by default.
+    """
+    schema = DATASET_SCHEMA if columns is None else pa.schema([DATASET_SCHEMA.field(name) for name in columns])
+    wanted = [name for name in schema.names if name != "chosen_for"]
+    rows, filesystem = picks.column("row").to_numpy(), corpus.storage.filesystem()[0]
+    start, pieces = 0, [schema.empty_table()]
+    for part in corpus.parts():
+        stop = start + pq.read_metadata(part, filesystem=filesystem).num_rows
+        low, high = np.searchsorted(rows, (start, stop))
+        if low < high:
+            taken = pq.read_table(part, columns=wanted, filesystem=filesystem).take(pa.array(rows[low:high] - start))
+            if "chosen_for" in schema.names:
+                taken = taken.append_column("chosen_for", picks.column("chosen_for").slice(low, high - low))
+            pieces.append(taken.select(schema.names).cast(schema))
+        start = stop
+    return pa.concat_tables(pieces)
+
+
+def read(dataset: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a sealed dataset, with texts or of picks alone; `columns` are of DATASET_SCHEMA, all by default."""
+    manifest = dataset.manifest
+    if manifest.get("materialised", True):
+        return dataset.read(columns=columns)
+    return through_to(dataset.storage.at(manifest["made_from"]["corpus"]), dataset.read(), columns)
+
+
+def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return hex ids as a fixed-width `S32` array, which sorts as the text does."""
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype="S32")
+
+
+def content_hash(ids: np.ndarray) -> str:
+    """Return the blake2b-128 of a dataset's ascending sample ids: cells that choose the same samples share it, and their runs."""
+    return digest([sample.decode() for sample in np.sort(ids)])
+
+
+def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None = None, *, closure: str = "strict") -> dict[str, Any]:
+    """Return what a dataset's rows hold, recounted, as its manifest states it.
+
+    Args:
+        table: the dataset as it was read back, `DATASET_SCHEMA`.
+        cell: what it was asked to be.
+        corpus: what it was chosen from.
+        kept: mask of the types K_k of the cell's typing, `(M,)` bool; None where the strategy has no such target.
+        closure: `strict` demands that exactly K_k is covered, `loose` that K_k lies within the coverage.
+
+    Raises:
+        DatasetError: rows that are out of order, repeated, altered, or foreign; another size; another coverage.
+    """
+    ids = id_array(table.column("sample_id"))
+    wanted = cell.size or len(corpus.ids)
+    if cell.control != "tokens" and len(ids) != wanted:
+        raise DatasetError(f"{cell.name}: {len(ids)} samples instead of {wanted}")
+    if len(ids) > 1 and not (ids[:-1] < ids[1:]).all():
+        raise DatasetError(f"{cell.name}: sample ids are not ascending and unique")
+    rows = corpus.rows(ids)
+    _check_texts(table, cell)
+    covered = {typing: incidence.covered(rows) for typing, incidence in corpus.incidences.items()}
+    if kept is not None and cell.typing is not None:
+        _check_target(covered[cell.typing], kept, cell, closure)
+    sources = pc.value_counts(table.column("source")).to_pylist()
+    return {
+        "cell": cell.describe(),
+        "samples": len(ids),
+        "content": content_hash(ids),
+        "tokens": {side: int(tokens[rows].sum()) for side, tokens in corpus.tokens.items()},
+        "coverage": {typing: float(mask.mean()) for typing, mask in covered.items()},
+        "sources": {entry["values"]: entry["counts"] for entry in sorted(sources, key=lambda entry: (-entry["counts"], entry["values"]))},
+    }
+
+
+def _check_texts(table: pa.Table, cell: Cell) -> None:
+    """Hash every sample's messages again and compare the text columns with them."""
+    for given, found, agree in hashed(table):
+        if found != given:
+            raise DatasetError(f"{cell.name}: sample {given} is not the hash of its messages")
+        if not agree:
+            raise DatasetError(f"{cell.name}: the text columns of sample {given} disagree with its messages")
+
+
+def _check_target(covered: np.ndarray, kept: np.ndarray, cell: Cell, closure: str) -> None:
+    """Compare the types that the rows cover with the types that the level keeps."""
+    if missing := int((kept & ~covered).sum()):
+        raise DatasetError(f"{cell.name}: {missing} of {int(kept.sum())} kept types have no sample")
+    if closure == "strict" and (foreign := int((covered & ~kept).sum())):
+        raise DatasetError(f"{cell.name}: {foreign} types are covered that the level does not keep")

@@ -1,0 +1,247 @@
+"""Runs as trials of Ray Tune: how many at once, one trial's Ray Train run, and what becomes of failures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+from ray import tune
+
+from diversity.artifact import Storage, digest
+from diversity.config import UserError
+from ray_jobs.job.experiment import ResourcesConfig
+from ray_jobs.job.runtime import ResourcesNotAvailable, user_error
+from training.config import SftConfig
+from training.ray_worker import Task, train_loop
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_S = 60
+
+
+class SweepError(UserError):
+    """Runs that failed; the message names the first of them and its reason."""
+
+
+class RunError(UserError):
+    """A run that can't succeed however often it is tried."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one run asks of a cluster.
+
+    Attributes:
+        ranks: processes that train.
+        cpus_per_rank: cores of each.
+        driver_cpus: share of a core of the trial that drives them.
+        gpu: whether each rank has a GPU.
+        driver_resource: whether the driver asks for the custom resource `driver`.
+    """
+
+    ranks: int
+    cpus_per_rank: float
+    driver_cpus: float
+    gpu: bool
+    driver_resource: bool = False
+
+    @classmethod
+    def of(cls, sft: SftConfig, resources: ResourcesConfig, device: str) -> Demand:
+        """Return the demand of a run on a kind of device."""
+        return cls(sft.world_size, resources.cpus_per_rank, resources.driver_cpus, device == "cuda", resources.driver_resource)
+
+    @property
+    def cpus(self) -> float:
+        """Return all cores of a run, its driver's share included."""
+        return self.ranks * self.cpus_per_rank + self.driver_cpus
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """Return what must be had at the same time: the driver, then each rank."""
+        driver = {"CPU": self.driver_cpus, **({"driver": 0.01} if self.driver_resource else {})}
+        return [driver, *([self.rank] * self.ranks)]
+
+    @property
+    def rank(self) -> dict[str, float]:
+        """Return what one rank asks for."""
+        return {"CPU": self.cpus_per_rank, **({"GPU": 1.0} if self.gpu else {})}
+
+    def __str__(self) -> str:
+        gpus = f" and {self.ranks} GPUs" if self.gpu else ""
+        return f"{self.ranks} x {self.cpus_per_rank:g} + {self.driver_cpus:g} = {self.cpus:g} CPUs{gpus}"
+
+
+def concurrent_runs(demand: Demand, *, cpus: float, gpus: float) -> int:
+    """Return how many runs fit at the same time, drivers included: one trial more, and all of them would wait without a word.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    fitting = int((cpus + 1e-6) // demand.cpus)
+    if demand.gpu:
+        fitting = min(fitting, int((gpus + 1e-6) // demand.ranks))
+    if fitting < 1:
+        have = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if demand.gpu else "")
+        raise UserError(
+            f"a run needs {demand}, and there are {have}: lower resources.cpus_per_rank or sft.world_size, "
+            "or say with resources.max_cpus and resources.max_gpus what an autoscaled cluster grows to"
+        )
+    return fitting
+
+
+def wait_for_one(demand: Demand, wait_s: float) -> None:
+    """Wait until the cluster has what one run asks for, asking its autoscaler, with a line each minute.
+
+    Raises:
+        ResourcesNotAvailable: it did not come within `wait_s` seconds.
+    """
+    started = said = time.monotonic()
+    asked = False
+    while not _has(demand):
+        if not asked:
+            ray.autoscaler.sdk.request_resources(bundles=demand.bundles)
+            asked = True
+        waited = time.monotonic() - started
+        if waited >= wait_s:
+            raise ResourcesNotAvailable(f"a run needs {demand}; after {waited:.0f} s the cluster has {_shown(ray.cluster_resources())}")
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            logger.info("waiting for %s; the cluster has %s", demand, _shown(ray.cluster_resources()))
+        time.sleep(1)
+    if asked:
+        ray.autoscaler.sdk.request_resources(bundles=[])
+
+
+def _has(demand: Demand) -> bool:
+    """Return whether some placement of driver and ranks on today's nodes exists: the largest shares first, each where most is left."""
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    for bundle in sorted(demand.bundles, key=lambda bundle: -bundle["CPU"]):
+        fitting = [node for node in nodes if all(node.get(name, 0) + 1e-6 >= amount for name, amount in bundle.items())]
+        if not fitting:
+            return False
+        node = max(fitting, key=lambda node: node["CPU"])
+        for name, amount in bundle.items():
+            node[name] -= amount
+    return True
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+
+
+def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, storage: Storage) -> None:
+    """Drive one run: the function that a trial calls. Its ranks are Ray Train's, and resume by the run's name."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    task = tasks[config["run"]["run"]]
+    if task.finished:  # by a driver that was killed before Tune heard of it
+        tune.report({"run": task.run, "trial_s": 0.0})
+        return
+    trainer = TorchTrainer(
+        train_loop,  # type: ignore[arg-type]
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if demand.gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=demand.ranks, use_gpu=demand.gpu, resources_per_worker=demand.rank),
+        run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
+            name=task.run,
+            storage_path=f"{storage.uri.rstrip('/')}/train",
+            failure_config=FailureConfig(max_failures=task.sft.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    started = time.perf_counter()
+    result = trainer.fit()
+    figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
+    if "error" in figures:
+        raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
+    for name in filter(None, (task.run, task.begun)):
+        remove_folder(storage, f"train/{name}")  # checkpoints: the model is sealed
+    tune.report({**figures, "trial_s": time.perf_counter() - started})
+
+
+class Told(tune.Callback):
+    """Says after each trial how many are done, and what it gave."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a run is done."""
+        self.done += 1
+        result = trial.last_result or {}
+        shown = {name: value for name, value in (result.get("scores") or {}).items() if not name.rpartition("/")[2].startswith("nll_")}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        spent = f"{result.get('trial_s', 0):.0f} s: {result.get('train_s', 0):.0f} training, {result.get('score_s', 0):.0f} scoring"
+        logger.info("run %d of %d: %s %s (%s)", self.done, self.total, trial.config["run"]["cell"], scores, spent)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a run failed."""
+        self.done += 1
+        logger.warning("run %d of %d: %s failed", self.done, self.total, trial.config["run"]["cell"])
+
+
+def tune_runs(
+    described: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], demand: Demand, storage: Storage, name: str, concurrent: int
+) -> None:
+    """Train and score runs as trials of Ray Tune, restoring what was begun under the same name.
+
+    Args:
+        described: a row for each run, as the table of trials shows it; `run` is its fingerprint and `cell` names it.
+        tasks: by fingerprint; a restored folder may ask for any run of the list, sealed ones too.
+        demand: of one run.
+        storage: of the experiment.
+        name: of Tune's folder, the hash of the list of runs.
+        concurrent: how many at once.
+
+    Raises:
+        SweepError: runs failed, after all others were done.
+    """
+    folder = f"{storage.uri.rstrip('/')}/tune/{name}"
+    trainable = tune.with_resources(tune.with_parameters(train_run, tasks=dict(tasks), demand=demand, storage=storage), demand.bundles[0])
+    if tune.Tuner.can_restore(folder):
+        logger.info("going on in %s", folder)
+        tuner = tune.Tuner.restore(
+            folder, trainable, resume_unfinished=True, resume_errored=True, param_space={"run": tune.grid_search(list(described))}
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"run": tune.grid_search(list(described))},
+            tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=concurrent, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=name, storage_path=f"{storage.uri.rstrip('/')}/tune", callbacks=[Told(len(described))], verbose=0
+            ),
+        )
+    results = tuner.fit()
+    if results.errors:
+        raise SweepError(_failure(results.errors, len(results)))
+
+
+def _failure(errors: Sequence[BaseException], trials: int) -> str:
+    for error in errors:
+        logger.error("%s", error)
+    mendable = [found for error in errors if (found := user_error(error))]
+    first = str(mendable[0]) if mendable else str(errors[0]).strip().splitlines()[-1]
+    return f"{len(errors)} of {trials} runs failed; the first: {first}"
+
+
+def list_name(fingerprints: Sequence[str], demand: Demand, concurrent: int) -> str:
+    """Return the name of Tune's folder for a list of runs.
+
+    What a restored Tune would keep as it was, and wait for without a word where there is less now, is part of it. Nothing is lost with
+    a folder: what is done is sealed, and what was begun resumes by the run's own name.
+    """
+    return digest({"runs": sorted(fingerprints), "driver": demand.bundles[0], "concurrent": concurrent})
+
+
+def remove_folder(storage: Storage, path: str) -> None:
+    """Remove a folder of the storage, if it is there."""
+    filesystem, root = storage.filesystem()
+    if filesystem.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
+        filesystem.delete_dir(f"{root}/{path}")

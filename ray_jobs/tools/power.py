@@ -1,0 +1,141 @@
+"""What a planned grid can see, from a pilot's scatter: `sft-diversity power RESULTS… [--levels 7] [--seeds 1 2 3] [--change X]`.
+
+    sft-diversity power runs/experiments/pilot --levels 0,0.5,1 --seeds 3 5 10 --change 0.02
+    sft-diversity power --sigma 0.012 --levels 7
+
+Prints how far the pilot's runs of one arm and level lie apart, the smallest change from level 0 to 1 that each number of seeds finds, and
+how many seeds a wanted change needs. Two-sided tests; needs no cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from diversity.cell import GridConfig
+from diversity.config import ConfigError, parse
+from diversity.effects.power import Scatter, detectable_change, scatter, seeds_needed
+from ray_jobs.job.runtime import tool
+from ray_jobs.tools.compare import columns
+from ray_jobs.tools.results_files import TARGET_HELP, one_score, read_scored
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="sft-diversity power", description="What a planned grid can see.")
+    parser.add_argument("results", nargs="*", metavar="RESULTS", help=f"of pilots with one score: {TARGET_HELP}")
+    parser.add_argument("--sigma", type=float, help="standard deviation of one run given its level, in place of a pilot's")
+    parser.add_argument("--score", metavar="EVALUATOR/SPLIT/METRIC", help="default: the primary one, else the first")
+    parser.add_argument("--levels", default="7", help="planned: a number of levels, or fractions such as 0,0.5,1 (repeats count)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8], help="runs of each level, for the table")
+    parser.add_argument("--strategies", type=int, default=6, help="tested together, for Holm's first step")
+    parser.add_argument("--change", type=float, help="the change from level 0 to 1 that must be found: how many seeds does it need?")
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--power", type=float, default=0.8)
+    return parser.parse_args(argv)
+
+
+@tool("power")
+def main(argv: list[str] | None = None) -> int:
+    """Print the plan's power and return the exit code."""
+    given = arguments(argv)
+    print("\n".join(_lines(given)))
+    return 0
+
+
+def _lines(given: argparse.Namespace) -> list[str]:
+    levels = planned_levels(given.levels)
+    lines, found = _pilot(given)
+    sigma = found.sd if found else given.sigma
+    lines += [
+        "",
+        f"Planned: levels {' '.join(f'{level:.3g}' for level in levels)}; power {given.power:.0%}, two-sided alpha {given.alpha:g}",
+    ]
+    lines += ["", *table(levels, given.seeds, sigma, given.alpha, given.power, given.strategies)]
+    if found:
+        low, high = found.interval()
+        lines += [
+            "",
+            f"The pilot knows sigma to a factor of {low / sigma:.2f} to {high / sigma:.2f} (95%); every figure above goes with it.",
+        ]
+    if given.change is not None:
+        lines += ["", *_needed(levels, given, sigma, found)]
+    return lines
+
+
+def _pilot(given: argparse.Namespace) -> tuple[list[str], Scatter | None]:
+    """Return what is told of the pilot, and its scatter; None where sigma was given."""
+    if (given.sigma is None) == (not given.results):
+        raise ConfigError("give either RESULTS of a pilot or --sigma")
+    if given.sigma is not None:
+        if not given.sigma > 0:
+            raise ConfigError(f"--sigma {given.sigma:g}: a standard deviation is above 0")
+        return [f"sigma {given.sigma:g}, as given"], None
+    rows = []
+    for number, target in enumerate(given.results):
+        name, found = read_scored(target)
+        score, found, _ = one_score(found, found, given.score)
+        rows += [{**row, "control": f"{row['control']} {number}", "run": f"{number} {row['run']}"} for row in found]  # no cell is shared
+    try:
+        result = scatter(rows)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    low, high = result.interval()
+    spread = f"{result.sd:.4g} (95% interval {low:.4g} to {high:.4g}, {result.dof} degrees of freedom)"
+    if not result.sd > 0:
+        raise ConfigError(f"{name}: runs of one level have equal scores, so they tell nothing of how far runs scatter")
+    return [
+        f"{score}, {len({row['run'] for row in rows})} runs",
+        f"sigma, of one run given its arm and level: {spread}",
+        result.basis,
+    ], result
+
+
+def planned_levels(text: str) -> list[float]:
+    """Return the levels of one seed.
+
+    Raises:
+        ConfigError: the text is neither a number of levels nor a list of fractions.
+    """
+    if text.isdigit() and int(text) >= 2:
+        return [float(level) for level in parse(GridConfig, {"levels": int(text)}).fractions]
+    try:
+        levels = [float(Fraction(part)) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"--levels {text}: give a number of levels from 2, or fractions such as 0,0.5,1") from None
+    if len(set(levels)) < 2 or min(levels) < 0 or max(levels) > 1:
+        raise ConfigError(f"--levels {text}: a slope needs two different fractions from 0 to 1")
+    return levels
+
+
+def table(levels: Sequence[float], seeds: Sequence[int], sigma: float, alpha: float, power: float, strategies: int) -> list[str]:
+    """Return the table of detectable changes by number of seeds."""
+    rows = [["seeds", "runs a strategy", "detectable change", "in sigma", "slope against slope", f"first of {strategies} by Holm"]]
+    for count in seeds:
+        design, blocks = np.tile(levels, count), count if len(set(levels)) == len(levels) else 1
+        if len(design) < 2 + blocks:
+            rows.append([str(count), str(len(design)), "too few runs for a slope", "", "", ""])
+            continue
+        change = detectable_change(design, sigma, alpha, power, blocks)
+        strict = detectable_change(design, sigma, alpha / strategies, power, blocks)
+        rows.append([str(count), str(len(design)), f"{change:.4g}", f"{change / sigma:.2f}", f"{np.sqrt(2) * change:.4g}", f"{strict:.4g}"])
+    return columns(rows)
+
+
+def _needed(levels: Sequence[float], given: argparse.Namespace, sigma: float, found: Scatter | None) -> list[str]:
+    cases = [("", sigma)] + ([(f" at the upper end of sigma, {found.interval()[1]:.4g}", found.interval()[1])] if found else [])
+    lines = []
+    for what, value in cases:
+        try:
+            seeds = seeds_needed(given.change, levels, value, given.alpha, given.power, blocked=len(set(levels)) == len(levels))
+        except ValueError as error:
+            raise ConfigError(f"--change {given.change:g}: {error}") from None
+        lines.append(f"A change of {given.change:g} needs {seeds} seeds, {seeds * len(levels)} runs a strategy{what}.")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

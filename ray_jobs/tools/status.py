@@ -1,0 +1,114 @@
+"""How far an experiment is: `sft-diversity status CONFIG.yaml [key=value …]`, or a storage's folder for all of its experiments.
+
+It reads seals and starts nothing: what is sealed, what is missing, and the command that makes the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from diversity.artifact import Artifact, Storage
+from ray_jobs import build_datasets, heldout, profile_corpus
+from ray_jobs.ingest import ingested_artifact
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.index import Index
+from ray_jobs.job.runtime import Context, absolute, inside_job, tool
+
+COLUMNS = ("ingested", "corpus", "heldout", "profile", "datasets", "metrics", "scores", "report")
+
+
+def stages(context: Context) -> Iterator[tuple[str, int, int, str]]:
+    """Yield (stage, sealed, asked for, what) of an experiment, in the order in which stages run."""
+    experiment = context.experiment
+    ingested = ingested_artifact(context)
+    facts = f"{ingested.manifest['samples']:,} samples" if ingested.sealed else "samples"
+    yield "ingest", *_count([ingested]), facts
+    if experiment.evaluation.heldout:
+        held = heldout.heldout_artifact(context)
+        yield "heldout", *_count([held]), f"{held.manifest['samples']:,} samples" if held.sealed else "samples"
+    typings = [profile_corpus.profile_artifact(profile_corpus.chosen_from(context, control), typing)
+               for control in _corpora(context) for typing in experiment.typings]  # fmt: skip
+    yield "profile_corpus", *_count(typings), "typings"
+    yield "build_datasets", *_count(build_datasets.dataset_artifact(context, cell) for cell in experiment.cells), "datasets"
+    yield (
+        "build_datasets",
+        *_count(build_datasets.metrics_artifact(context, cell) for cell in experiment.cells),
+        "posterior metrics",
+    )
+    if "sweep" in experiment.stages:
+        keys = [f"{cell.name}_t{seed}" for cell in experiment.trained_cells for seed in experiment.sft.training_seeds]
+        entered = context.index.read().get("scores", {})
+        yield "sweep", *_count((context.storage.at(entered[key]) if key in entered else None) for key in keys), "scored runs"
+
+
+def of_experiment(context: Context) -> Iterator[str]:
+    """Yield the lines of one experiment: each stage, then the command that goes on."""
+    yield f"{context.experiment.experiment} in {context.storage.uri}"
+    unfinished = False
+    for stage, sealed, total, what in stages(context):
+        unfinished |= sealed < total
+        yield f"  {stage:<15} {sealed:>6,} of {total:>6,}  {what}"
+    report = f"experiments/{context.experiment.experiment}/report/index.html"
+    yield f"  report          {context.storage.uri}/{report}" if context.storage.exists(report) else "  report          none yet"
+    if unfinished:
+        yield f"go on with: {context.command('pipeline')}"
+
+
+def of_storage(storage: Storage) -> Iterator[str]:
+    """Yield a table: for each experiment of a storage, how many artifacts of each kind its index names, and how many are sealed."""
+    yield f"{'experiment':<24}" + "".join(f"{column:>12}" for column in COLUMNS)
+    for name in experiments(storage):
+        entries = Index(storage, name).read()
+        cells = []
+        for column in COLUMNS:
+            entry = entries.get(column, {})
+            paths = [entry] if isinstance(entry, str) else list(entry.values())
+            sealed = sum(storage.at(path).sealed for path in paths)
+            cells.append(f"{sealed:,}" if sealed == len(paths) else f"{sealed:,}/{len(paths):,}")
+        yield f"{name:<24}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def experiments(storage: Storage) -> list[str]:
+    """Return the names of the experiments that have an index in a storage."""
+    filesystem, root = storage.filesystem()
+    folders = filesystem.get_file_info(pafs.FileSelector(f"{root}/experiments", allow_not_found=True))
+    return sorted(info.base_name for info in folders if storage.exists(f"experiments/{info.base_name}/index.json"))
+
+
+@tool("status")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print how far an experiment, or every experiment of a storage, is."""
+    parser = argparse.ArgumentParser(prog="sft-diversity status", description="How far an experiment is.")
+    parser.add_argument("target", help="CONFIG.yaml, or a storage's folder or URI")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the CONFIG.yaml")
+    parser.add_argument("--json", action="store_true", help="print [stage, sealed, asked for, what] of a CONFIG.yaml instead")
+    given = parser.parse_intermixed_args(argv)
+    if given.target.endswith((".yaml", ".yml")):
+        experiment = load_experiment(Path(given.target), given.overrides, inside_job=inside_job())
+        context = Context(experiment, Path(given.target), tuple(given.overrides))
+        lines: Iterable[str] = [json.dumps(list(stages(context)))] if given.json else of_experiment(context)
+    else:
+        lines = of_storage(Storage(absolute(given.target)))
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _corpora(context: Context) -> list[str]:
+    """Return one control for each corpus that the cells are chosen from."""
+    derived = {profile_corpus.chosen_from(context, control).suffix: control for control in ("none", *context.experiment.grid.controls)}
+    return list(derived.values())
+
+
+def _count(artifacts: Iterable[Artifact | None]) -> tuple[int, int]:
+    seals = [artifact is not None and artifact.sealed for artifact in artifacts]
+    return sum(seals), len(seals)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

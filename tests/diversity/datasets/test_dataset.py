@@ -1,0 +1,85 @@
+"""The check at the seal: every planted fault is found."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from diversity.cell import FULL, Cell
+from diversity.corpus.samples import sample_id
+from diversity.datasets.dataset import DATASET_SCHEMA, Corpus, DatasetError, check, content_hash, id_array
+from diversity.typings.incidence import Incidence
+
+CELL = Cell("response-meso", 3, Fraction(1))
+
+
+def sample(instruction: str, response: str, source: str = "s") -> dict:
+    messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+    return {
+        "sample_id": sample_id(messages),
+        "source": source,
+        "instruction": instruction,
+        "response": response,
+        "messages": messages,
+        "chosen_for": -1,
+    }
+
+
+CORPUS_ROWS = sorted((sample(f"question {i}", f"answer {i}", "ab"[i % 2]) for i in range(6)), key=lambda row: row["sample_id"])
+IDS = np.array([row["sample_id"] for row in CORPUS_ROWS], dtype="S32")
+# row i has types i % 3 and, for even i, type 3
+INCIDENCE = Incidence.from_lists(pa.array([[i % 3, 3] if i % 2 == 0 else [i % 3] for i in range(6)], pa.list_(pa.int32())), 4)
+CORPUS = Corpus(IDS, {"response": np.arange(6, dtype=np.int32)}, {"response-meso": INCIDENCE})
+
+
+def table(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+
+
+def test_a_sound_dataset_is_described_from_its_own_rows() -> None:
+    chosen = [CORPUS_ROWS[0], CORPUS_ROWS[1], CORPUS_ROWS[2]]
+    found = check(table(chosen), CELL, CORPUS, np.ones(4, bool))
+    assert found["samples"] == 3 and found["tokens"] == {"response": 3} and found["coverage"] == {"response-meso": 1.0}
+    assert sum(found["sources"].values()) == 3 and found["cell"]["level"] == 1.0
+    assert found["content"] == content_hash(id_array(table(chosen).column("sample_id"))[::-1])
+
+
+def altered(**change: object) -> list[dict]:
+    return [{**CORPUS_ROWS[0], **change}, *CORPUS_ROWS[1:3]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (CORPUS_ROWS[:2], "2 samples instead of 3"),
+        ([CORPUS_ROWS[1], CORPUS_ROWS[0], CORPUS_ROWS[2]], "not ascending and unique"),
+        ([CORPUS_ROWS[0], CORPUS_ROWS[0], CORPUS_ROWS[1]], "not ascending and unique"),
+        (sorted([*CORPUS_ROWS[:2], sample("foreign", "sample")], key=lambda r: r["sample_id"]), "not in the corpus"),
+        (altered(messages=CORPUS_ROWS[1]["messages"]), "not the hash of its messages"),
+        (altered(response="another"), "disagree with its messages"),
+        (altered(instruction="another"), "disagree with its messages"),
+    ],
+)
+def test_planted_faults_are_found(rows: list[dict], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        check(table(rows), CELL, CORPUS)
+
+
+def test_coverage_is_exactly_what_the_level_keeps() -> None:
+    rows = table([CORPUS_ROWS[i] for i in (1, 3, 5)])  # types 1, 0, 2: not type 3
+    check(rows, CELL, CORPUS, np.array([1, 1, 1, 0], bool))
+    with pytest.raises(DatasetError, match="1 of 4 kept types have no sample"):
+        check(rows, CELL, CORPUS, np.ones(4, bool))
+    with pytest.raises(DatasetError, match="1 types are covered that the level does not keep"):
+        check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool))
+    check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool), closure="loose")
+
+
+def test_the_whole_corpus_is_all_of_its_rows() -> None:
+    found = check(table(CORPUS_ROWS), Cell(FULL, 0, None), CORPUS)
+    assert found["samples"] == 6 and found["coverage"] == {"response-meso": 1.0}
+    with pytest.raises(DatasetError, match="full-corpus_nall_s0: 5 samples instead of 6"):
+        check(table(CORPUS_ROWS[1:]), Cell(FULL, 0, None), CORPUS)

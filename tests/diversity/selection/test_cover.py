@@ -1,0 +1,333 @@
+"""Sampling: phases A and B against recounting twins, water-filling against the max-min optimum, controls, and proofs of infeasibility."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from diversity.selection.bound import Bound
+from diversity.selection.controls import Control, apportion, length_bins, make_control
+from diversity.selection.cover import _cover_by_gain, _cover_greedy, cover, cover_then_fill
+from diversity.selection.fill import fill_by_weight
+from diversity.selection.levels import constant_order
+from diversity.selection.peel import admissible, pool_sizes
+from diversity.selection.pool import InfeasibleLevel, count_types, make_pool
+from diversity.typings.incidence import Incidence
+from tests.diversity.naive import (
+    harmonic,
+    incidences,
+    keys_of,
+    no_control,
+    sampling_naive,
+    sets_of,
+    smallest_cover,
+    ties_of,
+    typed_of,
+)
+
+CLOSURES = st.sampled_from(["strict", "loose"])
+
+
+def admissible_k(data, typed, at_least: int = 1) -> int:
+    allowed = np.flatnonzero(admissible(typed.incidence, typed) & (pool_sizes(typed) >= at_least))
+    assume(len(allowed))
+    return int(data.draw(st.sampled_from(allowed.tolist())))
+
+
+def run(typed, k, quota, control=None, salt=0, objective="cover"):
+    n = typed.incidence.n_samples
+    control = control or no_control(n)
+    keys = keys_of(n)
+    quota = np.array([quota] if isinstance(quota, int) else quota, dtype=np.int64)
+    return cover_then_fill(typed, k, quota, control, keys_of(n, salt), constant_order(keys), objective)
+
+
+@settings(max_examples=150, deadline=None)
+@given(incidences(), CLOSURES, st.data())
+def test_both_phases_equal_the_recounting_twin(incidence, closure, data):
+    typed = typed_of(incidence, closure)
+    k = admissible_k(data, typed)
+    n, pool = incidence.n_samples, int(pool_sizes(typed)[k])
+    _, _, needed = sampling_naive(incidence, typed.position, closure, k, typed.type_tie, keys_of(n, 9), 0)
+    size = data.draw(st.integers(needed, pool))
+    rows, reasons, _ = sampling_naive(incidence, typed.position, closure, k, typed.type_tie, keys_of(n, 9), size)
+    got, got_reasons = run(typed, k, size, salt=9)
+    assert got.tolist() == rows
+    assert got_reasons.tolist() == reasons
+
+
+@settings(max_examples=150, deadline=None)
+@given(incidences(), CLOSURES, st.sampled_from(["cover", "concave"]), st.integers(0, 3), st.data())
+def test_size_coverage_pool_and_reasons(incidence, closure, objective, salt, data):
+    typed = typed_of(incidence, closure)
+    k = admissible_k(data, typed)
+    size = data.draw(st.integers(1, int(pool_sizes(typed)[k])))
+    try:
+        rows, reasons = run(typed, k, size, salt=salt, objective=objective)
+    except InfeasibleLevel:
+        kept = set(np.flatnonzero(typed.position <= k).tolist())
+        inside = [s for i, s in enumerate(sets_of(incidence)) if 1 <= typed.birth[i] <= k]
+        assert size < harmonic(5) * smallest_cover(inside, kept)
+        return
+    assert len(rows) == len(set(rows.tolist())) == size
+    assert ((typed.birth[rows] >= 1) & (typed.birth[rows] <= k)).all()
+    covered, kept = incidence.covered(rows), typed.position <= k
+    assert covered[kept].all()
+    assert closure == "loose" or not covered[~kept].any()
+    assert all(reason in incidence.row(row) and kept[reason] for row, reason in zip(rows, reasons, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(incidences(), st.data())
+def test_covers_lie_between_the_optimum_and_its_harmonic_multiple(incidence, data):
+    typed = typed_of(incidence)
+    k = admissible_k(data, typed)
+    pool = make_pool(typed, no_control(incidence.n_samples), keys_of(incidence.n_samples), incidence.n_types)
+    inside = [s for i, s in enumerate(sets_of(incidence)) if 1 <= typed.birth[i] <= k]
+    best = smallest_cover(inside, set(np.flatnonzero(typed.position <= k).tolist()))
+    widest = max(len(s) for s in inside)
+    for size in range(1, k + 1):
+        found = cover(pool, k, np.array([size]))
+        if found is None:
+            assert size < harmonic(widest) * best
+        else:
+            assert best <= len(found.candidates) <= size
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
+def test_disjoint_types_are_filled_like_water(counts, data):
+    incidence = Incidence.from_lists([[t] for t, count in enumerate(counts) for _ in range(count)], len(counts))
+    size = data.draw(st.integers(len(counts), sum(counts)))
+    rows, _ = run(typed_of(incidence), len(counts), size)
+    got = incidence.take(rows).df()
+    level = max(lam for lam in range(10) if sum(min(c, lam) for c in counts) <= size)
+    # The integer max-min optimum: all at min(c, level), and what is left over one each to types that have more.
+    assert all(min(c, level) <= g <= min(c, level + 1) for c, g in zip(counts, got, strict=True))
+    assert got.sum() == size
+
+
+@settings(max_examples=60, deadline=None)
+@given(incidences(), st.randoms(use_true_random=False), st.data())
+def test_the_order_of_rows_does_not_matter(incidence, random, data):
+    typed = typed_of(incidence)
+    k = admissible_k(data, typed)
+    n, size = incidence.n_samples, int(pool_sizes(typed)[k])
+    new = np.array(random.sample(range(n), n))
+    moved = type(typed)(incidence.take(new), typed.type_tie, typed.position, typed.birth[new])
+    keys, quota = keys_of(n), np.array([max(1, size - 1)])
+    try:
+        rows, reasons = cover_then_fill(typed, k, quota, no_control(n), keys, constant_order(keys))
+    except InfeasibleLevel:
+        return
+    again, why = cover_then_fill(moved, k, quota, no_control(n), keys[new], constant_order(keys[new]))
+    assert new[again].tolist() == rows.tolist()
+    assert why.tolist() == reasons.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(incidences(min_rows=4), CLOSURES, st.sampled_from(["cover", "concave"]), st.data())
+def test_quotas_are_met_bin_by_bin(incidence, closure, objective, data):
+    typed = typed_of(incidence, closure)
+    k = admissible_k(data, typed)
+    n = incidence.n_samples
+    bins = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)), dtype=np.int32)
+    control = Control("source-quota", np.ones(n, np.int64), bins, 3)
+    inside = np.flatnonzero((typed.birth >= 1) & (typed.birth <= k))
+    quota = control.quota(data.draw(st.integers(1, len(inside))), inside)
+    try:
+        rows, _ = run(typed, k, quota, control, objective=objective)
+    except InfeasibleLevel:
+        return
+    assert np.bincount(bins[rows], minlength=3).tolist() == quota.tolist()
+    assert incidence.covered(rows)[typed.position <= k].all()
+    assert len(set(rows.tolist())) == len(rows)
+
+
+@settings(max_examples=150, deadline=None)
+@given(incidences(min_rows=3), CLOSURES, st.sampled_from(["cover", "concave"]), st.data())
+def test_token_budgets_leave_less_than_one_sample(incidence, closure, objective, data):
+    typed = typed_of(incidence, closure)
+    k = admissible_k(data, typed)
+    n = incidence.n_samples
+    weights = np.array(data.draw(st.lists(st.integers(1, 30), min_size=n, max_size=n)), dtype=np.int64)
+    inside = (typed.birth >= 1) & (typed.birth <= k)
+    budget = data.draw(st.integers(1, int(weights[inside].sum())))
+    control = Control("tokens", weights, np.zeros(n, np.int32), 1)
+    try:
+        rows, _ = run(typed, k, budget, control, objective=objective)
+    except InfeasibleLevel:
+        return
+    gap = budget - int(weights[rows].sum())
+    assert 0 <= gap < weights[inside].max()
+    assert gap == 0 or len(rows) == inside.sum() or gap < weights[inside].max()
+    assert incidence.covered(rows)[typed.position <= k].all()
+    assert len(set(rows.tolist())) == len(rows)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 400))
+def test_filling_by_weight_stops_at_the_last_that_fits_and_closes_the_gap(weights, budget):
+    weights = np.array(weights, dtype=np.int64)
+    taken = fill_by_weight(weights, budget)
+    plain = list(itertools.takewhile(lambda n: weights[:n].sum() <= budget, range(len(weights) + 1)))[-1]
+    assert len(taken) == plain == len(set(taken.tolist()))
+    assert taken[:-1].tolist() == list(range(max(0, plain - 1)))
+    gap = budget - weights[taken].sum()
+    assert gap >= 0
+    if plain:
+        rest = [w for i, w in enumerate(weights) if i not in taken[:-1] and w <= budget - weights[taken[:-1]].sum()]
+        assert weights[taken[-1]] == max(rest)
+
+
+@settings(max_examples=100, deadline=None)
+@given(incidences(max_rows=9, max_types=8), CLOSURES, st.booleans(), st.data())
+def test_what_is_refuted_can_really_not_be_covered(incidence, closure, by_bin, data):
+    typed = typed_of(incidence, closure)
+    n = incidence.n_samples
+    bins = np.array(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)), dtype=np.int32) if by_bin else np.zeros(n, np.int32)
+    weights = np.array(data.draw(st.lists(st.integers(1, 3), min_size=n, max_size=n)), dtype=np.int64)
+    quota = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1 + by_bin, max_size=1 + by_bin)))
+    control = Control("none", weights, bins, 1 + by_bin)
+    top = data.draw(st.integers(1, incidence.n_types))
+    pool = make_pool(typed, control, keys_of(n), incidence.n_types)
+    lowest = Bound(pool).refuted_down_to(top, quota)
+    assert 1 <= lowest <= top + 1
+    for k in range(lowest, top + 1):
+        inside = np.flatnonzero((typed.birth >= 1) & (typed.birth <= k))
+        kept = set(np.flatnonzero(typed.position <= k).tolist())
+        for chosen in itertools.chain.from_iterable(itertools.combinations(inside, r) for r in range(len(inside) + 1)):
+            rows = np.array(chosen, dtype=int)
+            used = np.bincount(bins[rows], weights[rows], minlength=len(quota))
+            assert (used > quota).any() or not kept <= set(incidence.take(rows).indices.tolist())
+
+
+def test_even_filling_beats_a_random_draw_from_the_pool():
+    def evenness(incidence, rows):
+        share = incidence.take(rows).df() / incidence.take(rows).nnz
+        share = share[share > 0]
+        return -(share * np.log(share)).sum() / np.log(incidence.n_types)
+
+    for fixture in range(3):
+        rng = np.random.default_rng(fixture)
+        lists = [np.unique((rng.zipf(1.2 + fixture / 5, size=6) - 1) % 80) for _ in range(2000)]
+        incidence = Incidence.from_lists(lists, 80).used()[0]
+        rows, _ = run(typed_of(incidence), incidence.n_types, 300)
+        at_random = [evenness(incidence, rng.permutation(2000)[:300]) for _ in range(20)]
+        assert evenness(incidence, rows) > np.mean(at_random)
+        df, whole = incidence.take(rows).df(), incidence.df()
+        assert df.min() >= min(1, whole.min())
+
+
+def test_exchangeable_rows_are_taken_equally_often():
+    """Chi-square over seeds: 40 rows of one type, 10 taken; each row's count is binomial with mean seeds/4."""
+    incidence = Incidence.from_lists([[0]] * 40, 1)
+    typed, seeds = typed_of(incidence), 400
+    counts = np.zeros(40)
+    for seed in range(seeds):
+        counts[run(typed, 1, 10, salt=seed + 10)[0]] += 1
+    statistic = ((counts - seeds / 4) ** 2 / (seeds / 4)).sum() / (1 - 10 / 40)
+    assert statistic < 73  # the 99.9% point of chi-square with 39 degrees of freedom
+
+
+def test_size_equal_to_the_pool_takes_the_pool_and_one_more_is_refused():
+    incidence = Incidence.from_lists([[0], [0, 1], [1], [2], [2], [2], []], 3)
+    typed = typed_of(incidence)
+    assert sorted(run(typed, 3, 6)[0].tolist()) == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(InfeasibleLevel, match="no k has enough"):
+        run(typed, 3, 7)
+    with pytest.raises(InfeasibleLevel, match="the smallest k whose pool has enough is 3"):
+        run(typed, 1, 6)
+
+
+def test_a_cover_that_does_not_fit_is_refused_and_k_is_checked():
+    typed = typed_of(Incidence.from_lists([[0], [1], [2], [0]], 3))
+    with pytest.raises(InfeasibleLevel, match="no cover of k = 3"):
+        run(typed, 3, 2)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match="outside 1..3"):
+            run(typed, k, 2)
+
+
+def test_scarce_bins_are_kept_for_the_types_that_occur_only_there():
+    lists = [[0], [0], [1], [2]]
+    bins = np.array([0, 1, 0, 1], dtype=np.int32)
+    control = Control("source-quota", np.ones(4, np.int64), bins, 2)
+    for salt in range(6):
+        rows, _ = run(typed_of(Incidence.from_lists(lists, 3)), 3, [2, 1], control, salt=salt)
+        assert sorted(rows.tolist()) == [0, 2, 3]
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 40), min_size=1, max_size=9).filter(any))
+def test_apportionment_loses_no_row_and_overdraws_no_bin(total, shares):
+    parts = apportion(total, np.array(shares))
+    assert parts.sum() == total
+    assert all(abs(part - total * share / sum(shares)) < 1 for part, share in zip(parts, shares, strict=True))
+    if total <= sum(shares):
+        assert (parts <= shares).all()
+
+
+def test_length_bins_are_octiles_and_ties_share_one():
+    lengths = np.arange(80)[np.random.default_rng(0).permutation(80)]
+    assert np.bincount(length_bins(lengths)).tolist() == [10] * 8
+    assert len(set(length_bins(np.full(30, 7)).tolist())) == 1
+    assert len(length_bins(np.zeros(0, dtype=int))) == 0
+
+
+def test_controls_say_what_they_hold():
+    tokens = {"response": np.array([1, 2, 3, 10], np.int32)}
+    source = np.array([0, 1, 1, 0])
+    make = lambda name: make_control(name, tokens, source, 2)  # noqa: E731
+    assert make("tokens").budget(3) == 12
+    assert make("tokens").size_of(12) == 3
+    assert make("none").budget(3) == 3
+    assert make("source-quota").quota(2, np.array([0, 1, 2])).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="length-quota"):
+        make("length-quoto")
+
+
+def test_ties_of_types_settle_equal_counts():
+    """Two types of one count: the one of smaller tie is taken for first, whatever their numbers."""
+    incidence = Incidence.from_lists([[0], [1]], 2)
+    for low in (0, 1):
+        tie = np.array([1, 0] if low else [0, 1], np.uint64)
+        typed = type(typed_of(incidence))(incidence, tie, np.array([1, 2], np.int32), np.array([1, 2], np.int32))
+        assert run(typed, 2, 2)[1].tolist() == [low, 1 - low]
+    assert len(set(ties_of(5).tolist())) == 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(incidences(min_rows=3), CLOSURES, st.booleans(), st.data())
+def test_the_cover_by_gain_equals_the_one_by_a_lazy_queue(incidence, closure, weighted, data):
+    typed, n = typed_of(incidence, closure), incidence.n_samples
+    weights = np.array(data.draw(st.lists(st.integers(1, 5), min_size=n, max_size=n)), np.int64) if weighted else np.ones(n, np.int64)
+    control = Control("tokens", weights, np.zeros(n, np.int32), 1)
+    pool = make_pool(typed, control, keys_of(n), incidence.n_types)
+    k = data.draw(st.integers(1, incidence.n_types))
+    quota = np.array([data.draw(st.integers(1, int(weights.sum())))])
+    counts = count_types(pool, k)
+    one, other = _cover_by_gain(pool, k, counts, quota), _cover_greedy(pool, k, counts, quota)
+    assert one[2] == other[2]
+    if one[2]:
+        assert one[0].tolist() == other[0].tolist() and one[1].tolist() == other[1].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cover_by_gain_equals_the_lazy_queue_for_wide_samples(seed):
+    """Gains above and below the one from which candidates are listed."""
+    rng = np.random.default_rng(seed)
+    lists = [np.unique((rng.zipf(1.2, size=rng.integers(1, 120)) - 1) % 500) for _ in range(400)]
+    incidence = Incidence.from_lists(lists, 500).used()[0]
+    typed = typed_of(incidence)
+    assert incidence.lengths().max() > 40
+    allowed = np.flatnonzero(admissible(incidence, typed))
+    for k in (allowed[-1], allowed[len(allowed) * 2 // 3], allowed[len(allowed) // 5]):
+        pool = make_pool(typed, no_control(400), keys_of(400, seed), incidence.n_types)
+        counts = count_types(pool, k)
+        needed = len(_cover_greedy(pool, k, counts, np.array([400]))[0])
+        for quota in (400, needed, needed - 1, needed // 2):
+            one, other = (greedy(pool, k, counts, np.array([quota])) for greedy in (_cover_by_gain, _cover_greedy))
+            assert one[2] == other[2] == (quota >= needed)
+            if one[2]:
+                assert one[0].tolist() == other[0].tolist() and one[1].tolist() == other[1].tolist()

@@ -1,0 +1,111 @@
+"""Shards in Ray actors give what one machine gives, byte for byte."""
+
+import os
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from diversity.artifact import Storage
+from diversity.cell import Cell, GridConfig, expand
+from diversity.keys import content_priorities, priorities, sample_keys
+from diversity.selection.cover import cover_then_fill
+from diversity.selection.levels import constant_order, level_table
+from diversity.selection.peel import TypedInputs, prune
+from diversity.selection.sharded import plan_sharded, prune_sharded, select_sharded
+from diversity.selection.strategies import Inputs, SelectionConfig, select
+from diversity.typings.incidence import Incidence, Typing
+from diversity.typings.typed import types_table
+from ray_jobs.tasks.building import Samples, Sources, prune_typing
+from ray_jobs.tasks.shards import choose_from_shards, in_shards, shards_of
+from tests.diversity.naive import no_control
+from tests.ray_jobs.heads import joined_node, running_head
+
+LEVELS = [Fraction(0), Fraction(1, 2), Fraction(1)]
+RAYLETS = "TEST_RAY_ADDRESS" in os.environ  # set by the test that runs the others once more, on a cluster
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """Seal a small profile of three parts, as `profile_corpus` does."""
+    rng = np.random.default_rng(0)
+    lists = [np.unique((rng.zipf(1.3, size=rng.integers(0, 9)) - 1) % 120).astype(np.int32) for _ in range(2500)]
+    incidence, _ = Incidence.from_lists(lists, 120).used()
+    ids = np.sort([f"{int(a):016x}{int(b):016x}" for a, b in rng.integers(0, 1 << 62, (2500, 2))])
+    artifact = Storage(str(tmp_path_factory.mktemp("storage"))).artifact("profile", "0" * 32).begin()
+    types = [incidence.row(i) for i in range(2500)]
+    for part, (start, stop) in enumerate([(0, 900), (900, 1800), (1800, 2500)]):
+        table = pa.table({"sample_id": ids[start:stop], "types": pa.array(types[start:stop], pa.list_(pa.int32()))})
+        artifact.write(table, f"data/part-{part:05d}.parquet")
+    contents = [f"type {t}".encode() for t in range(incidence.n_types)]
+    labels = [content.decode() for content in contents]
+    artifact.write(types_table(contents, labels, incidence.df()), "types/part-00000.parquet")
+    return artifact.seal({"M": incidence.n_types, "nnz": incidence.nnz}), incidence, sample_keys(ids.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2, 7] if RAYLETS else [2])
+def test_actors_give_what_one_machine_gives(profile, ray_local, count):
+    artifact, incidence, keys = profile
+    tie = content_priorities(f"type {t}".encode() for t in range(incidence.n_types))
+    pruning = prune(incidence, tie)
+    typed = TypedInputs(incidence, tie, pruning.position, pruning.birth)
+    shards = shards_of(artifact, count)
+    assert len(nodes_of(shards)) == min(count, len([node for node in ray.nodes() if node["Alive"]]))
+    sharded = prune_sharded(shards, tie, rows_a_round=400)
+    assert sharded.position.tobytes() == pruning.position.tobytes()
+    plan = plan_sharded(sharded, [300], LEVELS)[300]
+    expected_plan = level_table(typed, keys, no_control(2500), [300], LEVELS)[300]
+    assert plan.levels == expected_plan.levels
+    for level in plan.levels:
+        rows, reasons = select_sharded(sharded, level.k_realised, 300, 1)
+        order = priorities(keys, 1, "sample")
+        expected = cover_then_fill(typed, level.k_realised, plan.quota, no_control(2500), order, constant_order(keys))
+        assert rows.tobytes() == expected[0].tobytes() and reasons.tobytes() == expected[1].tobytes()
+
+
+def nodes_of(shards):
+    """Return the nodes that the actors live on."""
+    return set(ray.get([actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in shards.actors]))
+
+
+@pytest.mark.skipif(RAYLETS or sys.platform != "linux", reason="Ray runs clusters of several nodes on Linux only")
+def test_three_raylets_give_what_one_machine_gives():
+    """The other two, for 1, 2 and 7 shards, in a driver of a cluster of three nodes."""
+    with running_head(["--num-cpus", "1"]) as head, joined_node(head), joined_node(head):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "one_machine"]
+        done = head.run(*command, timeout=300, TEST_RAY_ADDRESS=head.address, PYTHONPATH=os.getcwd())
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kmin_from", ["each", "largest"] if RAYLETS else ["each"])
+def test_cells_and_the_sealed_peel_are_those_of_one_machine(profile, ray_local, kmin_from):
+    artifact, incidence, keys = profile
+    selection = SelectionConfig(kmin_from=kmin_from)
+    grid = GridConfig(strategies=["response-micro"], sizes=[200, 300], levels=LEVELS)
+    typing = Typing("response-micro", incidence, *([t[name] for t in artifact.read("types").to_pylist()] for name in ("content", "label")))
+    peels = [artifact.storage.artifact("peel", f"{number}{kmin_from:0>31}") for number in range(2)]
+    samples = Samples(np.zeros(0), keys, np.zeros(2500, np.int32), ["a"], {"response": np.ones(2500, np.int32)})
+    pruned = prune_typing(typing, samples, selection, peels[0])
+    inputs = Inputs(keys, samples.tokens, samples.source, samples.source_names, {"response-micro": pruned}, grid)
+    cells = expand(grid, {})
+    assert len(cells) == 6 and all(in_shards(cell, selection) for cell in cells)
+    sources = Sources(artifact, {"response-micro": artifact}, {}, "", selection, grid, {"response-micro": peels[1]})
+    for cell, found in zip(cells, choose_from_shards(sources, cells, 3, True), strict=True):
+        expected = select(inputs, cell, selection)
+        assert found.rows.tobytes() == expected.rows.tobytes() and found.chosen_for.tobytes() == expected.chosen_for.tobytes()
+        assert (found.pool_size, found.target, found.kept.tolist()) == (expected.pool_size, expected.target, expected.kept.tolist())
+    for folder in ("data", "births"):
+        assert peels[0].read(folder).equals(peels[1].read(folder))
+
+
+def test_what_shards_can_not_do_is_left_to_one_task():
+    cell = Cell("response-micro", 10, Fraction(1))
+    assert in_shards(cell, SelectionConfig()) and in_shards(Cell("response-macro", 10, Fraction(1)), SelectionConfig(closure="loose"))
+    assert not in_shards(cell, SelectionConfig(algorithm="static"))
+    assert not in_shards(cell, SelectionConfig(type_order="random"))
+    assert not in_shards(Cell("response-micro", 10, Fraction(1), 0, "source-quota"), SelectionConfig())
+    assert not in_shards(Cell("random", 10, None), SelectionConfig())
+    assert not in_shards(Cell("response-macro", 10, Fraction(1)), SelectionConfig(outliers="nearest"))
