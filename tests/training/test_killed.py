@@ -70,7 +70,7 @@ def test_a_killed_rank_and_a_killed_driver_change_nothing(tiny_folder: Path, two
     whole = two_ranks.long
     rows = pq.read_table(out / "train.parquet").to_pylist()
     assert [row["step"] for row in rows] == list(range(len(whole["rows"]))) and len(rows) > 25
-    assert [row["loss"] for row in rows] == pytest.approx(whole["losses"], abs=5e-6), "equal to 5 decimals"
+    assert [row["loss"] for row in rows] == pytest.approx(whole["losses"], rel=1e-6), "equal to what fp32 resolves"
     assert rows[0]["loss"] > rows[-1]["loss"] + 0.1, "the curve must show something"
     assert not (out / "checkpoints").exists(), "they go once the model is there"
     curve = [(step, value) for step, name, value in board(out / "tensorboard") if name == "train/loss"]

@@ -22,7 +22,7 @@ def test_one_rank_goes_on_where_two_stopped(tiny_folder: Path, two_ranks: TwoRan
     checkpoints = Path(shutil.copytree(two_ranks.checkpoints[stage], tmp_path / "checkpoints"))
     found = train(tiny_folder, sft, other_world=checkpoints)
     assert found["losses"][:4] == whole["losses"][:4], "these steps are not taken again"
-    assert found["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    assert found["losses"] == pytest.approx(whole["losses"], rel=3e-6)
     for name, array in whole["weights"].items():
         assert found["weights"][name] == pytest.approx(array, abs=2e-5), name
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"], "the universal form is gone again"
@@ -31,7 +31,7 @@ def test_one_rank_goes_on_where_two_stopped(tiny_folder: Path, two_ranks: TwoRan
 def test_two_ranks_go_on_where_one_stopped(tiny_folder: Path, tmp_path: Path) -> None:
     one = train(tiny_folder, {**SFT, "zero": {"stage": 2}}, checkpoints=tmp_path)
     (found,) = on_ranks(2, [{"model": tiny_folder, "sft": {**SFT, "world_size": 2, "zero": {"stage": 2}}, "other_world": tmp_path}])
-    assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert found["losses"] == pytest.approx(one["losses"], rel=3e-6)
 
 
 def test_without_being_told_it_is_refused(tiny_folder: Path, two_ranks: TwoRanks, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_the_logits_of_each_packed_sample_are_those_of_the_sample_alone(encoded:
             for number, index in enumerate(part):
                 alone = model(torch.from_numpy(encoded[index].input_ids.astype(np.int64))[None]).logits[0].numpy()
                 mine = packed[batch.segment[0] == number]
-                assert np.abs(mine - alone).max() < 1e-5 and np.abs(alone).max() > 0.1
+                assert np.abs(mine - alone).max() < 3e-5 * np.abs(alone).max() and np.abs(alone).max() > 0.1
         assert np.isfinite(packed).all()
 
 
@@ -218,4 +218,4 @@ def test_the_loss_of_a_step_does_not_depend_on_its_packing(
         return total / sum(encoded[s].response_tokens for s in samples)
 
     packed = loss([row for rank in assign(samples, lengths, 96, world_size) for row in rank])
-    assert packed == pytest.approx(loss([(s,) for s in samples]), rel=1e-6)
+    assert packed == pytest.approx(loss([(s,) for s in samples]), rel=3e-6)

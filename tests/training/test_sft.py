@@ -66,16 +66,16 @@ def plain(tiny_folder: Path) -> dict[str, Any]:
 
 
 def agree(found: dict[str, Any], wanted: dict[str, Any], tolerance: float, weights: float) -> None:
-    assert found["losses"] == pytest.approx(wanted["losses"], abs=tolerance)
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=tolerance)
     for name, array in wanted["weights"].items():
         key = name if name in found["weights"] else f"base_model.model.{name}"
         np.testing.assert_allclose(found["weights"][key], array, atol=weights, err_msg=name)
 
 
 def test_one_rank_with_many_rows_is_plain_pytorch(tiny_folder: Path, plain: dict[str, Any]) -> None:
-    agree(train(tiny_folder, SFT), plain, 1e-6, 1e-5)
+    agree(train(tiny_folder, SFT), plain, 3e-6, 2e-5)
     # Rows, and recomputed activations, change nothing either.
-    agree(train(tiny_folder, {**SFT, "row_tokens": 512, "gradient_checkpointing": True}), plain, 1e-6, 1e-5)
+    agree(train(tiny_folder, {**SFT, "row_tokens": 512, "gradient_checkpointing": True}), plain, 3e-6, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_clipping_schedules_and_adapters_are_those_of_plain_pytorch(
     tiny_folder: Path, plain: dict[str, Any], change: dict[str, Any]
 ) -> None:
     wanted, found = reference(tiny_folder, {**SFT, **change}), train(tiny_folder, {**SFT, **change})
-    agree(found, wanted, 2e-6, 2e-5)
+    agree(found, wanted, 3e-6, 2e-5)
     assert max(abs(a - b) for a, b in zip(wanted["losses"], plain["losses"], strict=True)) > 1e-4, "the change must matter"
 
 
@@ -96,10 +96,10 @@ def test_the_loss_is_the_same_on_one_two_and_four_ranks_and_in_all_zero_stages(
 ) -> None:
     (four,) = on_ranks(4, [{"model": tiny_folder, "sft": {**SFT, "world_size": 4}}])
     two = two_ranks.whole
-    agree(four, plain, 1e-6, 1e-5)
-    agree(two[0], plain, 1e-6, 1e-5)
+    agree(four, plain, 3e-6, 2e-5)
+    agree(two[0], plain, 3e-6, 2e-5)
     for found in two[1:]:
-        agree(found, plain, 2e-6, 2e-5)
+        agree(found, plain, 3e-6, 2e-5)
 
 
 def test_stage_3_never_has_the_whole_model_on_a_rank(tiny_folder: Path) -> None:

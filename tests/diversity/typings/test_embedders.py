@@ -60,7 +60,7 @@ def test_a_row_depends_on_its_own_text_alone(embedder, monkeypatch):
     fresh = static.StaticEmbedder(EmbedderConfig())
     emptied = np.concatenate([fresh([text]) for text in TEXTS])
     assert (together == alone).all() and (together == emptied).all()
-    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
 def test_groups_change_nothing_for_static(embedder):
@@ -194,7 +194,7 @@ def test_a_model_in_a_folder_of_its_own(tiny_encoder, tmp_path):
     (tmp_path / "0_Transformer" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9}))
     config = EmbedderConfig(name="transformer", model=str(tmp_path))
     plain = EmbedderConfig(name="transformer", model=str(tiny_encoder), max_tokens=9)
-    assert np.allclose(load_embedder(config)(TEXTS), load_embedder(plain)(TEXTS), atol=1e-6)
+    assert np.allclose(load_embedder(config)(TEXTS), load_embedder(plain)(TEXTS), atol=1e-5)
     assert "0_Transformer/config.json" in embedder_class(config).identity(config)["files"]
 
 
