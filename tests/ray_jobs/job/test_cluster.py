@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import json
 import re
+import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
@@ -19,8 +21,11 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.resource_demand_scheduler import _resource_based_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 ROOT = Path(__file__).resolve().parents[3]
+KEEPALIVE = ("RAY_grpc_client_keepalive_time_ms=10000", "RAY_grpc_client_keepalive_timeout_ms=10000")
+VARIANTS = ("cluster.yaml", "cluster/gcp.yaml", "cluster/ssh.yaml")
 WORKERS = ("cpu_worker", "gpu_worker")
 
 
@@ -32,6 +37,11 @@ def written() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def prepared(written: dict[str, Any]) -> dict[str, Any]:
     return prepare_config(copy.deepcopy(written))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_one_that_ray_accepts(name: str) -> None:
+    validate_config(prepare_config(yaml.safe_load((ROOT / name).read_text("utf-8"))))
 
 
 def test_the_file_obeys_rays_schema(written: dict[str, Any], prepared: dict[str, Any]) -> None:
@@ -107,28 +117,115 @@ def test_every_driver_of_a_full_cluster_fits_the_head(prepared: dict[str, Any]) 
     assert 0.1 * drivers <= head["CPU"] and 0.01 * drivers <= head["driver"]
 
 
-def test_the_token_is_asked_for_on_every_node(written: dict[str, Any]) -> None:
-    assert "--env RAY_AUTH_MODE=token" in written["docker"]["run_options"]
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_node_asks_for_the_token_and_notices_vanished_ones(name: str) -> None:
+    written = yaml.safe_load((ROOT / name).read_text("utf-8"))
+    options = written["docker"]["run_options"]
+    for variable in ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH=/home/ray/token/auth_token", *KEEPALIVE):
+        assert f"--env {variable}" in options
     for role in ("head", "worker"):
         (start,) = [command for command in written[f"{role}_start_ray_commands"] if "ray start" in command]
-        assert start.startswith("RAY_AUTH_MODE=token ray start ")
-    # Ray reads ~/.ray/auth_token where no variable names another file, and the image's home is /home/ray.
-    assert written["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    assert "ENV RAY_AUTH_MODE=token" in (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+        assert start.startswith("RAY_AUTH_MODE=token ")
+    assert written["file_mounts"]["/home/ray/token"] == "~/.ray/token"
+    assert "--dashboard-host=127.0.0.1" in written["head_start_ray_commands"][-1], "launchers tunnel to it"
 
 
-def test_every_node_installs_the_pinned_packages(written: dict[str, Any]) -> None:
-    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
-    image = written["docker"]["image"]
-    assert re.fullmatch(rf"rayproject/ray:{re.escape(pins['ray'])}-py3\d+-gpu", image)
+def test_the_image_has_the_token_and_the_keepalive_too() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
-    assert f"FROM {image}\n" in dockerfile
-    (setup,) = written["setup_commands"]
-    for recipe in (setup, dockerfile):
-        assert "-c constraints.txt -r /tmp/packages.txt" in recipe
-        printed = re.search(r'python -c "(.*?)"', recipe.replace("\\\n", ""), re.DOTALL)
-        assert printed is not None
-        assert printed_lines(printed.group(1)) >= set(project()["dependencies"] + project()["optional-dependencies"]["gpu"])
+    assert all(variable in dockerfile for variable in ("RAY_AUTH_MODE=token", *KEEPALIVE))
+
+
+def test_each_role_has_its_own_rights_and_the_group_is_ours(written: dict[str, Any]) -> None:
+    kinds = written["available_node_types"]
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
+    assert profiles == {"head": "sft-diversity-head", **dict.fromkeys(WORKERS, "sft-diversity-worker")}
+    assert written["provider"]["security_group"] == {"GroupName": "sft-diversity"}
+    assert "," not in written["provider"]["availability_zone"], "ranks of a run stay in one zone"
+    for kind in kinds.values():
+        (disk,) = kind["node_config"]["BlockDeviceMappings"]
+        assert disk["Ebs"]["DeleteOnTermination"] is True
+
+
+def test_the_image_has_the_pinned_packages_and_nodes_install_nothing(written: dict[str, Any]) -> None:
+    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+    base = re.search(rf"^FROM rayproject/ray:{re.escape(pins['ray'])}-(py3\d+-gpu) AS nodes$", dockerfile, re.MULTILINE)
+    assert base is not None
+    assert written["docker"]["image"].endswith(f":{pins['ray']}-{base.group(1)}")
+    assert not written["setup_commands"] and not written["head_setup_commands"] and not written["worker_setup_commands"]
+    assert "-c constraints.txt -r /tmp/packages.txt" in dockerfile
+    printed = re.search(r'python -c "(.*?)"', dockerfile.replace("\\\n", ""), re.DOTALL)
+    assert printed is not None
+    assert printed_lines(printed.group(1)) >= set(project()["dependencies"] + project()["optional-dependencies"]["gpu"])
+
+
+def test_the_image_for_a_rayjob_holds_all_code() -> None:
+    stage = (ROOT / "docker" / "Dockerfile").read_text("utf-8").partition("FROM nodes AS app")[2]
+    for package in ("diversity", "training", "ray_jobs"):
+        assert f"COPY {package} {package}\n" in stage
+
+
+def test_the_script_of_the_skypilot_task_is_one() -> None:
+    task = yaml.safe_load((ROOT / "cluster" / "skypilot.yaml").read_text("utf-8"))
+    done = subprocess.run(["bash", "-n"], input=task["run"], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(
+        key in task["envs"] | task["secrets"] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *(one.split("=")[0] for one in KEEPALIVE))
+    )
+
+
+class Market:
+    """A provider whose spot launches fail: what `SpotFallback` stands over, in place of EC2."""
+
+    def __init__(self, code: str, on_demand: bool = True, settings: dict[str, Any] | None = None) -> None:
+        self.code, self.on_demand, self.provider_config = code, on_demand, settings or {}
+        self.asked: list[bool] = []
+
+    def create_node_with_resources_and_labels(self, node_config: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        spot = "InstanceMarketOptions" in node_config
+        self.asked.append(spot)
+        if spot or not self.on_demand:
+            raise NodeLaunchException(self.code, "none", None)
+        return {"node": node_config}
+
+
+@pytest.fixture
+def fallback(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "cluster"))
+    return importlib.import_module("spot_fallback")
+
+
+SPOT = {"InstanceType": "x", "InstanceMarketOptions": {"MarketType": "spot"}}
+
+
+@pytest.mark.parametrize(
+    ("code", "config", "settings", "on_demand", "asked", "made"),
+    [
+        ("InsufficientInstanceCapacity", SPOT, {}, True, [True, False], True),
+        ("InsufficientInstanceCapacity", SPOT, {}, False, [True, False], False),
+        ("InsufficientInstanceCapacity", SPOT, {"on_demand_fallback": False}, True, [True], False),
+        ("UnauthorizedOperation", SPOT, {}, True, [True], False),
+        ("InsufficientInstanceCapacity", {"InstanceType": "x"}, {}, False, [False], False),
+        ("", {"InstanceType": "x"}, {}, True, [False], True),
+    ],
+)
+def test_on_demand_is_asked_for_where_spot_has_no_capacity_and_nowhere_else(
+    fallback: Any, code: str, config: dict[str, Any], settings: dict[str, Any], on_demand: bool, asked: list[bool], made: bool
+) -> None:
+    provider = type("Provider", (fallback.SpotFallback, Market), {})(code, on_demand, settings)
+    if made:
+        assert provider.create_node_with_resources_and_labels(config, {}, 1, {}, {}) == {"node": {"InstanceType": "x"}}
+    else:
+        with pytest.raises(NodeLaunchException):
+            provider.create_node_with_resources_and_labels(config, {}, 1, {}, {})
+    assert provider.asked == asked
+    assert "InstanceMarketOptions" in SPOT, "the caller's own is left as it is"
+
+
+@pytest.mark.parametrize(("v4", "v6", "is_open"), [("198.51.100.7/32", None, False), ("0.0.0.0/0", None, True), (None, "::/0", True)])
+def test_a_group_that_lets_everybody_in_is_told(fallback: Any, v4: str | None, v6: str | None, is_open: bool) -> None:
+    rule = {"IpRanges": [{"CidrIp": v4}] if v4 else [], "Ipv6Ranges": [{"CidrIpv6": v6}] if v6 else []}
+    assert fallback.open_to_the_world([{"IpRanges": [], "Ipv6Ranges": []}, rule]) is is_open
 
 
 def project() -> dict[str, Any]:
