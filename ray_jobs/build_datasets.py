@@ -22,7 +22,7 @@ from ray_jobs.tasks.building import Sources
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 CELLS_A_BATCH = 8
 
 

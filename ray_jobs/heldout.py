@@ -44,7 +44,7 @@ from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass

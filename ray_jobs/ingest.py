@@ -42,7 +42,7 @@ from ray_jobs.tasks.corpus_rows import read_part
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 STAGING = "staging"
 CONTAMINATED = "contaminated"
 REPORT_SCHEMA = pa.schema([("unit", pa.int64()), ("report", pa.large_string())])

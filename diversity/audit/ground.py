@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-TEXTS = ("source", "instruction", "response", "messages")
+TEXTS = ("source", "instruction", "response", "messages", "tools", "score")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Ground:
 
     Attributes:
         ids: `(n,) S32`, ascending.
-        digests: `(n, 2) uint64` of source, texts and messages, see `digests`.
+        digests: `(n, 2) uint64` of source, texts, messages, tools and score, see `digests`.
         sources: of each sample.
         tokens: model tokens of each side.
         types: by typing.
@@ -80,16 +80,34 @@ class Ground:
 
 
 def digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return (`(n, 2) uint64` digests of source, texts and messages, `(n,) bool` whether id and texts follow from the messages)."""
+    """Return (`(n, 2) uint64` digests of all that a sample holds, `(n,) bool` whether id and texts follow from messages and tools)."""
     found, sound = [], np.ones(len(table), bool)
     columns = (table.column(name).to_pylist() for name in ("sample_id", *TEXTS))
-    for row, (sample, source, instruction, response, messages) in enumerate(zip(*columns, strict=True)):
-        hashed = hashlib.blake2b(canonical(messages), digest_size=16)
-        sides = ("\n\n".join(m["content"] for m in messages if m["role"] == role) for role in ("user", "assistant"))
+    for row, (sample, source, instruction, response, stored, tools, score) in enumerate(zip(*columns, strict=True)):
+        messages = [_present(message) for message in stored]
+        said = messages if tools is None else {"messages": messages, "tools": json.loads(tools)}
+        hashed = hashlib.blake2b(canonical(said), digest_size=16)
+        sides = ("\n\n".join(text for m in messages if m["role"] == role for text in _says(m)) for role in ("user", "assistant"))
         sound[row] = hashed.hexdigest() == sample and tuple(sides) == (instruction, response)
-        hashed.update(canonical([source, instruction, response]))
+        hashed.update(canonical([source, instruction, response, score]))
         found.append(hashed.digest())
     return np.frombuffer(b"".join(found), np.uint64).reshape(-1, 2), sound
+
+
+def _present(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored message as training data spells it: what is there, tool calls as JSON values, whole weights without a point."""
+    found = {key: value for key, value in message.items() if value is not None}
+    if "tool_calls" in found:
+        found["tool_calls"] = json.loads(found["tool_calls"])
+    if "weight" in found and found["weight"] < 2**53 and found["weight"] == int(found["weight"]):
+        found["weight"] = int(found["weight"])
+    return found
+
+
+def _says(message: Mapping[str, Any]) -> list[str]:
+    """Return what a turn adds to its side: its content, then its tool calls; empty content beside a call is nothing."""
+    calls = [canonical(message["tool_calls"]).decode()] if "tool_calls" in message else []
+    return ([message["content"]] if message.get("content") or ("content" in message and not calls) else []) + calls
 
 
 def id_strings(column: pa.ChunkedArray) -> np.ndarray:

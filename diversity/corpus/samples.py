@@ -1,11 +1,13 @@
-"""The canonical sample: rows of every known format become samples, or a reason for rejecting them.
+"""The canonical sample: what a row says to the model, as messages and tools, under an id that covers all of it.
 
-Nothing is stripped or normalised, so that two people who ingest the same rows get the same ids. A row's format is told by the row's own
-columns and never by its neighbours: shuffled rows, other blocks and mixed files give the same samples.
+Nothing is stripped or normalised, so that two people who ingest the same rows get the same ids. In Python a message is a dict that has
+only the keys that are present, its tool calls parsed; in tables every message has every field, null where it is absent, and its tool
+calls are canonical JSON text. `messages_of` and `stored` turn one into the other.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,10 +16,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from diversity.corpus.excerpts import excerpt, kind_of
-from diversity.corpus.formats import FORMATS, ROLES
+from diversity.corpus.excerpts import excerpt
+from diversity.corpus.rows import read_prompt, read_row
+from diversity.corpus.turns import Unusable, plain_number
 
-MESSAGE_TYPE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.large_string())])
+Message = dict[str, Any]
+
+MESSAGE_TYPE = pa.struct(
+    [
+        pa.field("role", pa.string()),
+        pa.field("content", pa.large_string()),
+        pa.field("tool_calls", pa.large_string()),
+        pa.field("name", pa.string()),
+        pa.field("tool_call_id", pa.string()),
+        pa.field("reasoning_content", pa.large_string()),
+        pa.field("weight", pa.float64()),
+    ]
+)
+MESSAGE_FIELDS = tuple(field.name for field in MESSAGE_TYPE)
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string()),
@@ -25,20 +41,29 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("instruction", pa.large_string()),
         pa.field("response", pa.large_string()),
         pa.field("messages", pa.list_(MESSAGE_TYPE)),
+        pa.field("tools", pa.large_string()),
+        pa.field("score", pa.float64()),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One usable row. `messages` is what training sees; the texts are what typing sees."""
+    """One usable row. `messages` and `tools` are what training sees; the texts are what typing sees.
+
+    `tools` is canonical JSON text or None; `score` the corpus's own quality score, no part of the id; `unused` names what the row holds
+    and nothing reads.
+    """
 
     sample_id: str
     source: str
     instruction: str
     response: str
-    messages: list[dict[str, str]]
+    messages: list[Message]
     format: str
+    tools: str | None = None
+    score: float | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +74,89 @@ class Rejection:
     excerpt: str
 
 
-class _Unusable(Exception):
-    """Carries the reason out of the depth of a row."""
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
-def canonical_json(messages: Iterable[Mapping[str, str]]) -> bytes:
+def canonical_text(value: Any) -> str:
+    """Return the canonical JSON of a value: keys in order, no spaces, nothing escaped that need not be.
+
+    Raises:
+        ValueError: NaN or infinity.
+        TypeError: something that JSON does not know.
+    """
+    return _encode(value)
+
+
+def canonical_json(messages: Iterable[Mapping[str, Any]], tools: str | None = None) -> bytes:
     """Return the UTF-8 bytes that a sample's id is the hash of.
 
-    They are those of `json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))`, put together by hand from the
-    encoder's own string quoting because that takes a third of the time.
+    They are those of `json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))`; with tools, of
+    `{"messages": messages, "tools": tools}`. Plain messages are put together by hand from the encoder's own string quoting, which takes
+    a third of the time.
+
+    Args:
+        messages: as in Python, only with the keys that are present.
+        tools: canonical JSON text.
 
     Raises:
         UnicodeEncodeError: a text holds a lone surrogate.
     """
-    spelled = [f'{{"content":{_quote(message["content"])},"role":{_quote(message["role"])}}}' for message in messages]
-    return f"[{','.join(spelled)}]".encode()
+    spelled = ",".join(
+        f'{{"content":{_quote(message["content"])},"role":{_quote(message["role"])}}}'
+        if len(message) == 2 and "content" in message
+        else _encode(message)
+        for message in messages
+    )
+    return (f"[{spelled}]" if tools is None else f'{{"messages":[{spelled}],"tools":{tools}}}').encode()
 
 
-def sample_id(messages: Iterable[Mapping[str, str]]) -> str:
-    """Return blake2b-128 of the canonical JSON of the messages, as 32 hex digits."""
-    return blake2b(canonical_json(messages), digest_size=16).hexdigest()
+def sample_id(messages: Iterable[Mapping[str, Any]], tools: str | None = None) -> str:
+    """Return blake2b-128 of the canonical JSON of the messages, and of the tools where there are some, as 32 hex digits."""
+    return blake2b(canonical_json(messages, tools), digest_size=16).hexdigest()
 
 
-def texts(messages: Iterable[Mapping[str, str]]) -> tuple[str, str]:
-    """Return (instruction, response): the user's turns and the assistant's, each joined by a blank line."""
-    user: list[str] = []
-    assistant: list[str] = []
+def texts(messages: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return (instruction, response): what the user's turns say and what the assistant's do, joined by blank lines.
+
+    A turn says its content and then, as canonical JSON, its tool calls. What it thinks (`reasoning_content`) is no part of it (ours).
+    """
+    said: dict[str, list[str]] = {"user": [], "assistant": []}
     for message in messages:
-        if message["role"] == "user":
-            user.append(message["content"])
-        elif message["role"] == "assistant":
-            assistant.append(message["content"])
-    return "\n\n".join(user), "\n\n".join(assistant)
+        if message["role"] not in said:
+            continue
+        content, calls = message.get("content"), message.get("tool_calls")
+        if content is not None and (content or calls is None):
+            said[message["role"]].append(content)
+        if calls is not None:
+            said[message["role"]].append(_encode(calls))
+    return "\n\n".join(said["user"]), "\n\n".join(said["assistant"])
 
 
-def detect_format(row: Mapping[str, Any]) -> str | None:
-    """Return the first format all of whose columns hold something, else the first whose columns exist, else None."""
-    for columns in ({name for name, value in row.items() if value is not None}, row.keys()):
-        for name, groups in FORMATS:
-            if all(not group.isdisjoint(columns) for group in groups):
-                return name
-    return None
+def messages_of(row_messages: Iterable[Mapping[str, Any]]) -> list[Message]:
+    """Return the messages of a row as read from a table: only the keys that are present, tool calls parsed.
+
+    A weight that is a whole number is an int, so that it is spelled as training data spells it.
+    """
+    found = []
+    for stored_message in row_messages:
+        message = {name: value for name, value in stored_message.items() if value is not None}
+        if isinstance(message.get("tool_calls"), str):
+            message["tool_calls"] = json.loads(message["tool_calls"])
+        if "weight" in message:
+            message["weight"] = plain_number(message["weight"])
+        found.append(message)
+    return found
+
+
+def stored(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
+    """Return messages as a table holds them, the reverse of `messages_of`: every field, tool calls as canonical JSON text."""
+    found = []
+    for message in messages:
+        row = {name: message.get(name) for name in MESSAGE_FIELDS}
+        if row["tool_calls"] is not None:
+            row["tool_calls"] = _encode(row["tool_calls"])
+        found.append(row)
+    return found
 
 
 def to_sample(row: Any, *, default_source: str, columns: Mapping[str, str] | None = None) -> Sample | Rejection:
@@ -98,171 +165,61 @@ def to_sample(row: Any, *, default_source: str, columns: Mapping[str, str] | Non
     Args:
         row: what a reader yielded; anything but an object is rejected.
         default_source: the source of rows without a `source` column of their own.
-        columns: a mapping as in `CorpusConfig.columns`; it replaces detection.
+        columns: a mapping as in `CorpusConfig.columns`; it goes before detection.
     """
     try:
-        if not isinstance(row, Mapping):
-            raise _Unusable(f"row is no object ({kind_of(row)})")
-        name, messages = _mapped(row, columns) if columns else _detected(row)
-        instruction, response = texts(messages)
-        source = row.get(columns.get("source", "source") if columns else "source")
-        if not isinstance(source, str) or not source:
-            source = default_source
+        found = read_row(row, columns)
+        tools = None if found.tools is None else _encode(found.tools)
+        instruction, response = texts(found.messages)
+        source = found.source or default_source
         source.encode("utf-8")
-        return Sample(sample_id(messages), source, instruction, response, messages, name)
-    except _Unusable as error:
+        identity = sample_id(found.messages, tools)
+        return Sample(identity, source, instruction, response, found.messages, found.format, tools, found.score, found.unused)
+    except Unusable as error:
         return Rejection(str(error), excerpt(row))
     except UnicodeEncodeError:
         return Rejection("lone surrogate", excerpt(row))
+    except (ValueError, TypeError, RecursionError):
+        return Rejection("tools or tool calls that JSON can't spell", excerpt(row))
 
 
-def to_prompt(value: Any) -> list[dict[str, str]] | Rejection:
+def to_prompt(value: Any) -> list[Message] | Rejection:
     """Return the messages of a prompt, a text or a conversation that ends with the user's turn, or why it is none."""
     try:
-        messages = [{"role": "user", "content": value}] if isinstance(value, str) else _turns(value)
-        if not messages or messages[-1]["role"] != "user":
-            raise _Unusable("the last turn is not the user's")
-        if not messages[-1]["content"] or messages[-1]["content"].isspace():
-            raise _Unusable("prompt is empty")
+        messages = read_prompt(value)
         canonical_json(messages)
         return messages
-    except _Unusable as error:
+    except Unusable as error:
         return Rejection(str(error), excerpt(value))
     except UnicodeEncodeError:
         return Rejection("lone surrogate", excerpt(value))
+    except (ValueError, TypeError, RecursionError):
+        return Rejection("tool calls that JSON can't spell", excerpt(value))
 
 
 def samples_table(samples: Sequence[Sample]) -> pa.Table:
     """Return the samples as a table of `SAMPLE_SCHEMA`, in the order given."""
-    roles = pa.array([message["role"] for sample in samples for message in sample.messages], pa.string())
-    contents = pa.array([message["content"] for sample in samples for message in sample.messages], pa.large_string())
     offsets = [0]
     for sample in samples:
         offsets.append(offsets[-1] + len(sample.messages))
-    messages = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays([roles, contents], fields=list(MESSAGE_TYPE))
-    )
-    arrays = [
-        pa.array([sample.sample_id for sample in samples], pa.string()),
-        pa.array([sample.source for sample in samples], pa.string()),
-        pa.array([sample.instruction for sample in samples], pa.large_string()),
-        pa.array([sample.response for sample in samples], pa.large_string()),
-        messages,
+    flat = _messages_array([message for sample in samples for message in sample.messages])
+    columns = {
+        name: pa.array([getattr(sample, name) for sample in samples], SAMPLE_SCHEMA.field(name).type)
+        for name in SAMPLE_SCHEMA.names
+        if name != "messages"
+    }
+    columns["messages"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+    return pa.Table.from_arrays([columns[name] for name in SAMPLE_SCHEMA.names], schema=SAMPLE_SCHEMA)
+
+
+def _messages_array(messages: list[Message]) -> pa.StructArray:
+    """Return messages as an array of `MESSAGE_TYPE`; where all are plain, what they lack costs nothing."""
+    if any(len(message) > 2 or "content" not in message for message in messages):
+        return pa.array(stored(messages), MESSAGE_TYPE)
+    columns = [
+        pa.array([message[field.name] for message in messages], field.type)
+        if field.name in ("role", "content")
+        else pa.nulls(len(messages), field.type)
+        for field in MESSAGE_TYPE
     ]
-    return pa.Table.from_arrays(arrays, schema=SAMPLE_SCHEMA)
-
-
-def _detected(row: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:
-    """Return (format, messages) of a row whose columns say what it is."""
-    name = detect_format(row)
-    if name == "messages":
-        return name, _conversation(row["messages"])
-    if name == "sharegpt":
-        return name, _conversation(_either(row, "conversations", "conversation"))
-    if name == "alpaca":
-        response = _side("response", row, "output", "response")
-        return name, _pair(_with_input(_side("instruction", row, "instruction"), row.get("input")), response)
-    if name == "prompt-completion":
-        return name, _pair(_side("instruction", row, "prompt"), _side("response", row, "completion", "response"))
-    raise _Unusable(_nothing_known(row))
-
-
-def _mapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, list[dict[str, str]]]:
-    """Return (format, messages) of a row by a column mapping."""
-    if "messages" in columns:
-        if columns["messages"] not in row:
-            raise _Unusable("messages is missing")
-        return "mapped", _conversation(row[columns["messages"]])
-    instruction = _side("instruction", row, columns["instruction"])
-    response = _side("response", row, columns["response"])
-    return "mapped", _pair(_with_input(instruction, row.get(columns.get("input", ""))), response)
-
-
-def _nothing_known(row: Mapping[str, Any]) -> str:
-    """Return the reason for a row of no format: the side that is missing where there is the other."""
-    if any(name in row for name in ("instruction", "prompt")):
-        return "response is missing"
-    if any(name in row for name in ("output", "response", "completion")):
-        return "instruction is missing"
-    return "no known columns"
-
-
-def _side(name: str, row: Mapping[str, Any], *columns: str) -> str:
-    """Return the text of a side.
-
-    Raises:
-        _Unusable: it is missing, or no string.
-    """
-    value = _either(row, *columns)
-    if isinstance(value, str):
-        return value
-    if not any(column in row for column in columns):
-        raise _Unusable(f"{name} is missing")
-    raise _Unusable(f"{name} is no string ({kind_of(value)})")
-
-
-def _either(row: Mapping[str, Any], *columns: str) -> Any:
-    """Return the first of the columns that holds something, else None."""
-    return next((row[column] for column in columns if row.get(column) is not None), None)
-
-
-def _with_input(instruction: str, value: Any) -> str:
-    """Return the instruction with Alpaca's input. null and NaN, which tables write for no input, are none."""
-    if value is None or value == "" or kind_of(value) == "NaN":
-        return instruction
-    if not isinstance(value, str):
-        raise _Unusable(f"input is no string ({kind_of(value)})")
-    return f"{instruction}\n\n{value}"
-
-
-def _pair(instruction: str, response: str) -> list[dict[str, str]]:
-    """Return the messages of a single turn.
-
-    Raises:
-        _Unusable: a side is empty or only white space.
-    """
-    for name, text in (("instruction", instruction), ("response", response)):
-        if not text or text.isspace():
-            raise _Unusable(f"{name} is empty")
-    return [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-
-
-def _conversation(turns: Any) -> list[dict[str, str]]:
-    """Return the messages of a conversation, with ShareGPT's role names made the usual ones.
-
-    Raises:
-        _Unusable: no list of objects with role and content; no non-empty user turn before a non-empty assistant turn.
-    """
-    messages = _turns(turns)
-    asked = False
-    for message in messages:
-        filled = bool(message["content"]) and not message["content"].isspace()
-        if filled and message["role"] == "user":
-            asked = True
-        elif filled and asked and message["role"] == "assistant":
-            return messages
-    raise _Unusable("no user turn followed by an assistant turn")
-
-
-def _turns(turns: Any) -> list[dict[str, str]]:
-    """Return a conversation's messages, whoever speaks."""
-    if hasattr(turns, "tolist"):
-        turns = turns.tolist()
-    if not isinstance(turns, (list, tuple)):
-        raise _Unusable(f"conversation is no list ({kind_of(turns)})")
-    return [_message(turn) for turn in turns]
-
-
-def _message(turn: Any) -> dict[str, str]:
-    if not isinstance(turn, Mapping):
-        raise _Unusable(f"message is no object ({kind_of(turn)})")
-    role, content = _either(turn, "role", "from"), _either(turn, "content", "value")
-    if role is None or role == "":
-        raise _Unusable("message without role")
-    if not isinstance(role, str):
-        raise _Unusable(f"message's role is no string ({kind_of(role)})")
-    if content is None:
-        raise _Unusable("message without content")
-    if not isinstance(content, str):
-        raise _Unusable(f"message's content is no string ({kind_of(content)})")
-    return {"role": ROLES.get(role, role), "content": content}
+    return pa.StructArray.from_arrays(columns, fields=list(MESSAGE_TYPE))

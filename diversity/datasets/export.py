@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import UserError, near_matches
-from diversity.corpus.samples import MESSAGE_TYPE
+from diversity.corpus.samples import MESSAGE_TYPE, messages_of
 from diversity.datasets.card import Exported, axolotl_snippet, card, dataset_info
 from diversity.datasets.dataset import DATASET_SCHEMA, through_to
 
@@ -243,7 +243,7 @@ def _rows(batch: pa.Table, form: Format) -> Iterator[Row]:
     assert form.row is not None
     for sample, roles in zip(batch.to_pylist(), _roles(batch["messages"]), strict=True):
         if form.fits is None or form.fits(roles) is None:
-            yield form.row(sample)
+            yield form.row(sample if form.schema else {**sample, "messages": messages_of(sample["messages"])})
 
 
 def _roles(messages: pa.ChunkedArray) -> Iterator[Roles]:

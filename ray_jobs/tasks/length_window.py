@@ -21,7 +21,7 @@ from ray_jobs.job.runtime import Context
 from ray_jobs.tasks.corpus_rows import CorpusRows, seal_corpus
 
 NAME = "length-window"
-VERSION = 1
+VERSION = 2
 PART_ROWS = 65_536
 
 

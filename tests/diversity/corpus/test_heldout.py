@@ -32,7 +32,7 @@ from diversity.corpus.heldout import (
 )
 from diversity.corpus.inputs import read_corpus
 from diversity.corpus.prompts import NoPrompt
-from diversity.corpus.samples import Sample, sample_id, samples_table, to_sample
+from diversity.corpus.samples import Sample, messages_of, sample_id, samples_table, to_sample
 from diversity.corpus.text_match import GRAM_WORDS, character_classes, gram_hashes, gram_texts, normalise, text_hashes
 
 WORDS = st.sampled_from(["a", "b", "C", "dé", "中", "文", "ไ", "x1", "…", "-", "😀", " ", "\n", "\u2028", "ﬁ", "Σ", "İ", "e\u0301", "\x00"])
@@ -236,9 +236,9 @@ def test_prompts_are_read_once_each_and_counted(tmp_path) -> None:  # type: igno
     assert table.schema == HELDOUT_SCHEMA
     assert counts == {"rows_read": 4, "samples": 2, "in_other_splits": 0, "duplicates": 1, "blank": 1}
     assert table["instruction"].to_pylist() == ["why?", "a\n\nC?"] and table["response"].to_pylist() == ["", ""]
-    assert table["messages"].to_pylist()[1][1] == {"role": "assistant", "content": "b"}
+    assert messages_of(table["messages"].to_pylist()[1])[1] == {"role": "assistant", "content": "b"}
     assert set(table["split"].to_pylist()) == {"prompts"} and set(table["source"].to_pylist()) == {"asked.jsonl"}
-    assert table["sample_id"].to_pylist() == [sample_id(messages) for messages in table["messages"].to_pylist()]
+    assert table["sample_id"].to_pylist() == [sample_id(messages_of(messages)) for messages in table["messages"].to_pylist()]
     setting = r"row 0 has no prompt in 'question' \(evaluation.heldout.prompts.column\)"
     for rows, told in (([7], setting), ([""], "none of 1 rows"), ([talk[:2]], "the last turn is not the user's")):
         path.write_text("".join(json.dumps({"question": value}) + "\n" for value in rows))

@@ -7,7 +7,6 @@ import json
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,8 @@ from diversity.config import ConfigError, parse
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.excerpts import excerpt
 from diversity.corpus.json_rows import Unreadable, parse_json
-from diversity.corpus.samples import SAMPLE_SCHEMA, Rejection, Sample, detect_format, sample_id, samples_table, texts, to_sample
+from diversity.corpus.rows import detect_format
+from diversity.corpus.samples import SAMPLE_SCHEMA, Rejection, Sample, messages_of, sample_id, samples_table, stored, texts, to_sample
 
 ANY_TEXT = st.text(st.characters(blacklist_categories=()), max_size=40)
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY_TEXT, st.binary(max_size=10))
@@ -66,7 +66,7 @@ def test_every_format_gives_the_same_sample() -> None:
         {"prompt": "Add.", "completion": "2"},
         {"conversations": [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "2"}]},
         {"messages": [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "2"}]},
-        {"messages": np.array([{"role": "user", "content": "Add."}, {"role": "assistant", "content": "2", "weight": 1}], dtype=object)},
+        {"messages": np.array([{"role": "user", "content": "Add."}, {"role": "assistant", "content": "2"}], dtype=object)},
     ]
     found = [sample(row) for row in rows]
     assert len({s.sample_id for s in found}) == 1
@@ -129,7 +129,7 @@ def test_source_is_the_rows_own_or_the_files() -> None:
         ({"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}, "message without role"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, "message without content"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}, "message without content"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message's content is no string (list)"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content part 'text' without text"),
         ({"messages": [{"role": 3, "content": "a"}]}, "message's role is no string (number)"),
         ({"messages": [{"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}]}, NO_PAIR),
         ({"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}]}, NO_PAIR),
@@ -164,11 +164,14 @@ def test_any_row_is_a_sample_or_a_rejection(row: object) -> None:
         found.excerpt.encode("utf-8")
         return
     assert found.instruction.strip() and found.response.strip() and found.source
-    assert found.sample_id == contract_id(found.messages) and texts(found.messages) == (found.instruction, found.response)
+    said = found.messages if found.tools is None else {"messages": found.messages, "tools": json.loads(found.tools)}
+    assert found.sample_id == contract_id(said) and texts(found.messages) == (found.instruction, found.response)
     table = samples_table([found, found])
     table.validate(full=True)
     assert table.schema == SAMPLE_SCHEMA
-    assert table.to_pylist()[1] == {name: getattr(found, name) for name in SAMPLE_SCHEMA.names}
+    row = table.to_pylist()[1]
+    assert row == {name: getattr(found, name) for name in SAMPLE_SCHEMA.names} | {"messages": stored(found.messages)}
+    assert messages_of(row["messages"]) == found.messages
 
 
 @settings(max_examples=300)
@@ -201,7 +204,8 @@ def test_excerpts_of_anything_are_short_unicode() -> None:
 
 def test_samples_table_of_nothing_has_the_schema() -> None:
     assert samples_table([]).schema == SAMPLE_SCHEMA and len(samples_table([])) == 0
-    assert SAMPLE_SCHEMA.field("messages").type.value_type == pa.struct([("role", pa.string()), ("content", pa.large_string())])
+    message = SAMPLE_SCHEMA.field("messages").type.value_type
+    assert [field.name for field in message] == ["role", "content", "tool_calls", "name", "tool_call_id", "reasoning_content", "weight"]
 
 
 @pytest.mark.parametrize(
