@@ -30,7 +30,7 @@ class Server:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][1]["content"].removeprefix("<text>\n").removesuffix("\n</text>")
+                prompt = body["messages"][-1]["content"].removeprefix("<text>\n").removesuffix("\n</text>")
                 with lock:
                     server.tries[prompt] += 1
                     server.bodies.append(body)

@@ -1,7 +1,8 @@
 """Answers of a language model in a storage, by the hash of what was asked: a crash or a second run pays nothing twice.
 
 An answer becomes a small file of its own the moment it arrives. When a batch is done, its files become one parquet file:
-`cache/answers/<name>/{loose/<key>.json, packed/<digest>.parquet}`. One process writes, any number may read.
+`cache/answers/<name>/{loose/<key>.json, packed/n<number>-<digest>.parquet}`. What was asked for again takes the place of the
+first answer. One process writes, any number may read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Answers:
         self._new: dict[str, dict[str, Any]] = {}
         self._loose: set[str] = set()
         self._packed: dict[str, str] = {}
+        self._next = 0
         if storage is None:
             return
         filesystem, _ = storage.filesystem()
@@ -36,6 +38,8 @@ class Answers:
         for path in self._files("packed"):
             if path.endswith(".parquet"):
                 self._packed.update(dict.fromkeys(pq.read_table(path, columns=["key"], filesystem=filesystem)["key"].to_pylist(), path))
+                number = posixpath.basename(path)[1:7]
+                self._next = max(self._next, int(number) + 1 if number.isdigit() else 0)
 
     def __len__(self) -> int:
         """Return the number of answers."""
@@ -48,10 +52,10 @@ class Answers:
         for key in keys:
             if key in self._new:
                 found[key] = self._new[key]
-            elif key in self._packed:
-                by_file.setdefault(self._packed[key], set()).add(key)
             elif key in self._loose and self._storage is not None:
                 found[key] = json.loads(self._storage.read_bytes(f"{self._folder}/loose/{key}.json"))
+            elif key in self._packed:
+                by_file.setdefault(self._packed[key], set()).add(key)
         for path, wanted in by_file.items():
             assert self._storage is not None
             table = pq.read_table(path, filesystem=self._storage.filesystem()[0])
@@ -68,12 +72,17 @@ class Answers:
 
     def add(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep many answers at once, in one file; those that are packed already stay as they are."""
-        rows = {key: json.dumps(answers[key]) for key in sorted(answers) if key not in self._packed}
+        self._pack({key: answers[key] for key in answers if key not in self._packed})
+
+    def _pack(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put answers into one file, whose number says that it is newer than the others."""
+        rows = {key: json.dumps(answers[key]) for key in sorted(answers)}
         if self._storage is None:
             self._new.update({key: dict(answers[key]) for key in rows})
         elif rows:
             filesystem, root = self._storage.filesystem()
-            path = f"{root}/{self._folder}/packed/{digest(list(rows))}.parquet"
+            path = f"{root}/{self._folder}/packed/n{self._next:06d}-{digest(list(rows))}.parquet"
+            self._next += 1
             filesystem.create_dir(posixpath.dirname(path), recursive=True)
             columns = [pa.array(list(rows), pa.string()), pa.array(list(rows.values()), pa.string())]
             pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), f"{path}.part", filesystem=filesystem, compression="zstd")
@@ -84,7 +93,7 @@ class Answers:
         """Put all loose answers, those of a run that was killed included, into one file."""
         if self._storage is None or not self._loose:
             return
-        self.add(self.find(self._loose))
+        self._pack(self.find(self._loose))
         filesystem, root = self._storage.filesystem()
         for key in self._loose:
             filesystem.delete_file(f"{root}/{self._folder}/loose/{key}.json")

@@ -18,9 +18,10 @@ import ray
 
 from diversity.config import ConfigError
 from diversity.llm.answers import Answers
-from diversity.llm.endpoint import Answer
+from diversity.llm.asking import request_key
+from diversity.llm.reading import Answer
 from diversity.typings.taggers import TaggerConfig
-from diversity.typings.taggers.llm import answers_name, request, request_key
+from diversity.typings.taggers.llm import answers_name, request
 from ray_jobs.tasks.corpus_rows import CorpusRows
 from ray_jobs.tasks.profiling import Tag
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from diversity.artifact import Storage, digest
 from diversity.llm.answers import Answers
-from diversity.llm.endpoint import Answer, Endpoint
+from diversity.llm.asking import Asker, request_key
+from diversity.llm.reading import Answer
 from diversity.typings.taggers import LlmConfig, TaggerConfig, TaggerError
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ class LlmTagger:
     def __init__(self, config: TaggerConfig, side: str, storage: Storage | None = None) -> None:
         """Open the kept answers; without a storage they are kept in memory alone."""
         self._config, self._side, self._llm = config, side, config.llm
-        self._answers = Answers(storage, answers_name(config))
-        self._endpoint = Endpoint(config.base_url, config.endpoint) if config.base_url else None
+        self._asker = Asker(config.base_url, config.endpoint, Answers(storage, answers_name(config)))
         self.outcomes: Counter[str] = Counter()
         self._seen = self._wrong = 0
 
@@ -85,42 +85,34 @@ class LlmTagger:
         """
         asked = [request(text, self._side, self._config) for text in texts]
         keys = [request_key(one) for one in asked]
-        found = self._answers.find(keys)
-        open_requests = {key: one for key, one in zip(keys, asked, strict=True) if key not in found}
-        log.info("%s: %d texts, %d answers known, %d to ask", self._side, len(texts), len(found), len(open_requests))
-        if open_requests:
-            found.update(self._ask(open_requests))
-        self._answers.pack()
-        parsed = [parse(Answer(**found[key])) for key in keys]
+        requests = dict(zip(keys, asked, strict=True))
+        found = self._asker.known(requests)
+        log.info("%s: %d texts, %d answers known, %d to ask", self._side, len(texts), len(found), len(requests) - len(found))
+        if len(found) < len(requests):
+            found = self._ask(requests, len(requests) - len(found))
+        parsed = [parse(found[key]) for key in keys]
         self.outcomes = Counter(samples=len(parsed))
         for key, one in zip(keys, parsed, strict=True):
             self.outcomes[one.outcome] += 1
             self.outcomes["dropped tags"] += one.dropped
-            self.outcomes["prompt tokens"] += found[key]["prompt_tokens"]
-            self.outcomes["completion tokens"] += found[key]["completion_tokens"]
+            self.outcomes["prompt tokens"] += found[key].prompt_tokens
+            self.outcomes["completion tokens"] += found[key].completion_tokens
+        if cut := sum(len(text) > _most_chars(self._side, self._config) for text in texts):
+            self.outcomes["texts cut"] = cut
         return [one.tags for one in parsed]
 
-    def _ask(self, requests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return the answers to requests by their keys, each kept as soon as it is there; a refusal is not kept."""
-        if self._endpoint is None:
-            raise TaggerError(f"profile.tagger: {len(requests)} answers are missing and there is no base_url to ask")
-        keys = list(requests)
-        found: dict[str, dict[str, Any]] = {}
+    def _ask(self, requests: dict[str, dict[str, Any]], missing: int) -> dict[str, Answer]:
+        """Return the answers to requests by their keys."""
+        if self._config.base_url is None:
+            raise TaggerError(f"profile.tagger: {missing} answers are missing and there is no base_url to ask")
 
-        def keep(number: int, answer: Answer) -> None:
-            found[keys[number]] = answer.record()
-            if answer.finish != "refused":
-                self._answers.keep(keys[number], answer.record())
+        def count(_key: str, answer: Answer) -> None:
             self._seen += 1
             self._wrong += parse(answer).outcome in WRONG
             if self._wrong > self._llm.max_wrong * max(_EARLY, self._seen):
                 raise too_many_wrong(self._wrong, self._seen, self._llm.max_wrong, f"the last: {answer.text[:200]!r}")
 
-        try:
-            self._endpoint.ask(list(requests.values()), keep)
-        finally:
-            self._answers.pack()
-        return found
+        return self._asker.ask(requests, count)
 
 
 def answers_name(config: TaggerConfig) -> str:
@@ -130,15 +122,15 @@ def answers_name(config: TaggerConfig) -> str:
 
 def request(text: str, side: str, config: TaggerConfig) -> dict[str, Any]:
     """Return the body of the request for a text's tags, in the form of the chat completions API."""
-    cut = text[: _MAX_CHARS if side == "instruction" else config.response_chars]
+    cut = text[: _most_chars(side, config)]
     system = f"{SYSTEM[side]} {FORM.format(most=MOST_TAGS)}"
     messages = [{"role": "system", "content": system}, {"role": "user", "content": f"<text>\n{cut}\n</text>"}]
     return {"model": config.model, "messages": messages, **_parameters(config.llm)}
 
 
-def request_key(body: dict[str, Any]) -> str:
-    """Return the blake2b-128 of a request, in hex."""
-    return digest(body)
+def _most_chars(side: str, config: TaggerConfig) -> int:
+    """Return how many first characters of a text are tagged; longer ones are counted."""
+    return _MAX_CHARS if side == "instruction" else config.response_chars
 
 
 def _parameters(llm: LlmConfig) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from diversity.artifact import Storage
 from diversity.config import UserError
 from diversity.llm.answers import Answers
-from diversity.llm.endpoint import Answer, Endpoint, EndpointConfig, EndpointError, seconds
+from diversity.llm.asking import request_key
+from diversity.llm.endpoint import Endpoint, EndpointConfig
+from diversity.llm.reading import Answer, EndpointError, seconds
 from diversity.typings.taggers import TaggerConfig, TaggerError, load_tagger, tagger_class
-from diversity.typings.taggers.llm import parse, request, request_key
+from diversity.typings.taggers.llm import parse, request
 from diversity.typings.tags import tags
 from tests.endpoint import Server, completion, tag_answer
 
@@ -165,25 +167,29 @@ def test_the_rate_is_kept_and_the_key_is_sent(serve, monkeypatch):
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
 
 
-def test_refusals_are_counted_and_not_kept_and_a_refusing_endpoint_is_an_error(serve, tmp_path):
+def test_refusals_are_kept_and_asked_again_on_request_and_a_refusing_endpoint_is_an_error(serve, tmp_path):
     server = serve(lambda prompt, number: (400, {}, b"content filter") if prompt == "bad" else answers_by_prompt(prompt, number))
     storage = Storage(str(tmp_path))
-    tagger = load_tagger(config(server), "instruction", storage)
-    assert tagger(["good", "bad"]) == [["good", "common tag"], []]
-    assert tagger.outcomes["refused"] == 1
-    load_tagger(config(server), "instruction", storage)(["good", "bad"])
-    assert server.tries == {"good": 1, "bad": 2}
+    for again, tries in (([], 1), ([], 1), (["refused"], 2), ([], 2)):
+        tagger = load_tagger(config(server, endpoint={"ask_again": again}), "instruction", storage)
+        assert tagger(["good", "bad"]) == [["good", "common tag"], []]
+        assert tagger.outcomes["refused"] == 1
+        assert server.tries == {"good": 1, "bad": tries}
     closed = serve(lambda prompt, number: (400, {}, b"unknown field response_format"))
-    with pytest.raises(EndpointError, match="refused the first 8 prompts.*response_format"):
-        load_tagger(config(closed), "instruction")([f"{i}" for i in range(20)])
+    with pytest.raises(EndpointError, match="refused 20 of 20 prompts.*response_format"):
+        load_tagger(config(closed), "instruction", storage)([f"{i}" for i in range(200)])
+    open_again = serve(answers_by_prompt)  # what an endpoint says that refuses everything is no answer to keep
+    assert load_tagger(config(open_again), "instruction", storage)(["7"]) == [["7", "common tag"]]
 
 
 def test_a_useless_model_ends_the_run_early_and_keeps_what_was_paid(serve, tmp_path):
     server = serve(lambda prompt, number: (200, {}, completion("Sure! Here you go.")))
-    tagger = load_tagger(config(server), "instruction", Storage(str(tmp_path)))
+    tagger = load_tagger(config(server, llm={"structured": "none"}), "instruction", Storage(str(tmp_path)))
     with pytest.raises(TaggerError, match=r"\d+ of \d+ answers are of no use.*max_wrong is 0.2.*Here you go"):
         tagger([f"{i}" for i in range(400)])
     assert 40 < sum(server.tries.values()) < 80
+    with pytest.raises(EndpointError, match=r"ignores response_format: none of the first 8 answers of 'm' is JSON.*structured: none"):
+        load_tagger(config(server), "instruction")([f"{i}" for i in range(400)])
 
 
 def test_a_notebook_with_a_loop_of_its_own(serve):

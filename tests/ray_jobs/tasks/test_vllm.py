@@ -14,7 +14,7 @@ import pytest
 from diversity.artifact import Storage
 from diversity.config import ConfigError
 from diversity.llm.answers import Answers
-from diversity.llm.endpoint import Answer
+from diversity.llm.reading import Answer
 from diversity.typings.taggers import TaggerConfig, TaggerError, load_tagger
 from diversity.typings.taggers.llm import SCHEMA, answers_name, request, request_key
 from ray_jobs.tasks import vllm
