@@ -63,6 +63,8 @@ class Run:
 def device_kind(context: Context) -> str:
     """Return what runs train on, `cpu` or `cuda`: as `resources` says, else what the cluster or this machine has."""
     resources = context.experiment.resources
+    if resources.device is not None:
+        return resources.device
     if resources.use_gpu is not None:
         return "cuda" if resources.use_gpu else "cpu"
     if resources.max_gpus is not None:

@@ -29,6 +29,7 @@ from training.evaluators import EvaluationConfig
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "hf"
+ASK_EVERY_S = 5  # for a notice of preemption, which comes 30 s (Google) or 120 s (AWS) ahead; asking is a barrier of all ranks
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,15 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
 
     memory = free_memory(task.device, context.get_local_world_size())
     with _curve(task) as track:
-        trained = fine_tune(job, resume=resume, checkpoint=_reporter(task), memory=memory, track=track, universal=other is not None)
+        trained = fine_tune(
+            job,
+            resume=resume,
+            checkpoint=_reporter(task),
+            memory=memory,
+            track=track,
+            universal=other is not None,
+            leaving=Notice(),
+        )
     leads = context.get_world_rank() == 0
     if leads:
         task.model.begin()
@@ -220,6 +229,36 @@ def _reporter(task: Task) -> Any:
             ray.train.report({"step": step, "loss": rows[-1]["loss"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     return save
+
+
+class Notice:
+    """Says, once for each, that a machine with ranks of this run is about to be taken away. Every rank calls it, and gets one answer.
+
+    Ray Train's preemption watcher sees machines that are drained (a spot reclaim under KubeRay or a cloud's autoscaler). Where nobody
+    drains, no notice comes, and a lost machine costs the steps since the last checkpoint.
+    """
+
+    def __init__(self, ask_every_s: float = ASK_EVERY_S) -> None:
+        self.ask_every_s = ask_every_s
+        self.asked = time.monotonic()
+        self.known: set[str] = set()
+
+    def __call__(self) -> bool:
+        """Return whether a notice is new since the last call."""
+        import torch
+        from ray.train.torch import get_device
+
+        due = torch.tensor(float(time.monotonic() - self.asked >= self.ask_every_s), device=get_device())
+        torch.distributed.broadcast(due, 0)  # rank 0's clock decides, or ranks would wait for each other in Ray Train's barrier
+        if not due.item():
+            return False
+        self.asked = time.monotonic()
+        info = ray.train.get_preemption_info()
+        new = set(info.preempted_node_ids) - self.known if info else set()
+        self.known |= new
+        if new and ray.train.get_context().get_world_rank() == 0:
+            logger.warning("%d machines of this run are about to go: saving a checkpoint", len(new))
+        return bool(new)
 
 
 def _base_folder(task: Task) -> Path:

@@ -88,6 +88,7 @@ def fine_tune(
     memory: tuple[int, int | None] | None = None,
     track: OpenTrackers | None = None,
     universal: bool = False,
+    leaving: Callable[[], bool] | None = None,
 ) -> Trained:
     """Return the trained engine. Every rank calls this; torch.distributed runs already (`engine.process_group`).
 
@@ -98,6 +99,8 @@ def fine_tune(
         memory: bytes that a rank can have on its device, and on its host for what is offloaded; None checks nothing.
         track: opens what the curve is told to, given the rows of the steps done; called on rank 0.
         universal: whether `resume` brings the state of another number of ranks.
+        leaving: says whether a machine of this run is about to be taken away, so that a checkpoint is saved at once; called after steps on
+            all ranks, which must get one answer.
 
     Raises:
         NonFiniteLoss: a step's loss is no number.
@@ -137,7 +140,7 @@ def fine_tune(
             if trackers:
                 trackers.step(_with_pace(row, ceiling))
             every = job.sft.checkpoint_every
-            if checkpoint and every and (step + 1) % every == 0 and step + 1 < len(data.steps):
+            if checkpoint and step + 1 < len(data.steps) and ((every and (step + 1) % every == 0) or (leaving and leaving())):
                 checkpoint(engine, step + 1, rows)
         failed = False
     finally:

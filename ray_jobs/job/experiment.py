@@ -70,6 +70,8 @@ class ResourcesConfig(Config):
         num_cpus: cores of the process's own Ray; None takes all.
         data_workers: parallel tasks or actors of a data pass; None takes what the cluster has.
         use_gpu: whether training ranks and transformer embedders ask for a GPU; None means where the cluster has one.
+        device: what a rank computes on; None is `cuda` where it asks for a GPU, else `cpu`. Said apart, a rank may ask for a GPU's place and
+            compute on the CPU there, by gloo: so a grid is rehearsed on machines without GPUs.
         cpus_per_rank: cores of a training rank.
         driver_cpus: the share of a core that a trial's driver holds; above 0.
         driver_resource: whether drivers also ask for the custom resource `driver` (head or on-demand nodes of cluster.yaml).
@@ -86,6 +88,7 @@ class ResourcesConfig(Config):
     num_cpus: int | None = Field(default=None, ge=1)
     data_workers: int | None = Field(default=None, ge=1)
     use_gpu: bool | None = None
+    device: Literal["cpu", "cuda"] | None = None
     cpus_per_rank: float = Field(default=1, gt=0)
     driver_cpus: float = Field(default=0.1, gt=0)
     driver_resource: bool = False

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import ray
+import yaml
 from ray import tune
 
 from diversity.artifact import Storage, digest
@@ -22,6 +24,7 @@ from training.ray_worker import Task, train_loop
 logger = logging.getLogger(__name__)
 
 SAY_EVERY_S = 60
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts the cluster file on a head
 
 
 class SweepError(UserError):
@@ -40,8 +43,9 @@ class Demand:
         ranks: processes that train.
         cpus_per_rank: cores of each.
         driver_cpus: share of a core of the trial that drives them.
-        gpu: whether each rank has a GPU.
+        gpu: whether each rank asks for a GPU.
         driver_resource: whether the driver asks for the custom resource `driver`.
+        device: what a rank computes on, `cpu` or `cuda`.
     """
 
     ranks: int
@@ -49,11 +53,13 @@ class Demand:
     driver_cpus: float
     gpu: bool
     driver_resource: bool = False
+    device: str = "cpu"
 
     @classmethod
     def of(cls, sft: SftConfig, resources: ResourcesConfig, device: str) -> Demand:
         """Return the demand of a run on a kind of device."""
-        return cls(sft.world_size, resources.cpus_per_rank, resources.driver_cpus, device == "cuda", resources.driver_resource)
+        gpu = device == "cuda" if resources.use_gpu is None else resources.use_gpu
+        return cls(sft.world_size, resources.cpus_per_rank, resources.driver_cpus, gpu, resources.driver_resource, device)
 
     @property
     def cpus(self) -> float:
@@ -108,7 +114,9 @@ def wait_for_one(demand: Demand, wait_s: float) -> None:
             asked = True
         waited = time.monotonic() - started
         if waited >= wait_s:
-            raise ResourcesNotAvailable(f"a run needs {demand}; after {waited:.0f} s the cluster has {_shown(ray.cluster_resources())}")
+            raise ResourcesNotAvailable(
+                f"a run needs {demand}; after {waited:.0f} s the cluster has {_shown(ray.cluster_resources())}{_could_have()}"
+            )
         if time.monotonic() - said >= SAY_EVERY_S:
             said = time.monotonic()
             logger.info("waiting for %s; the cluster has %s", demand, _shown(ray.cluster_resources()))
@@ -130,6 +138,16 @@ def _has(demand: Demand) -> bool:
     return True
 
 
+def _could_have() -> str:
+    """Return in words the nodes that the autoscaler of `ray up` may start, read where it reads them: on the head; "" elsewhere."""
+    try:
+        kinds = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))["available_node_types"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return ""
+    shapes = [f"{kind['max_workers']} x {name} of {_shown(kind['resources'])}" for name, kind in kinds.items() if kind.get("max_workers")]
+    return f"; at its largest it would have {', '.join(shapes)}" if shapes else ""
+
+
 def _shown(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
 
@@ -146,7 +164,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     trainer = TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if demand.gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if demand.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(num_workers=demand.ranks, use_gpu=demand.gpu, resources_per_worker=demand.rank),
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
             name=task.run,

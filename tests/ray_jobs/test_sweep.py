@@ -19,7 +19,7 @@ from diversity.config import UserError
 from diversity.corpus.samples import sample_id
 from diversity.datasets.dataset import content_hash, id_array
 from ray_jobs import build_datasets, heldout, profile_corpus, sweep
-from ray_jobs.job.experiment import Experiment
+from ray_jobs.job.experiment import Experiment, ResourcesConfig
 from ray_jobs.job.runtime import Context, ResourcesNotAvailable
 from ray_jobs.tasks import trials
 from ray_jobs.tools import frames
@@ -315,7 +315,25 @@ def test_too_few_resources_are_told_before_anything_starts() -> None:
         trials.concurrent_runs(demand(gpu=True), cpus=64, gpus=1)
 
 
-def test_resources_that_do_not_come_are_an_error_of_their_own(ray_local: None) -> None:
+def test_a_rank_may_ask_for_a_gpu_and_compute_on_the_cpu(context: Context) -> None:
+    sft, resources = context.experiment.sft, ResourcesConfig(use_gpu=True, device="cpu")
+    asked = trials.Demand.of(sft, resources, "cpu")
+    assert asked.gpu and asked.rank["GPU"] == 1 and asked.device == "cpu"
+    assert trials.Demand.of(sft, ResourcesConfig(), "cuda").gpu and not trials.Demand.of(sft, ResourcesConfig(), "cpu").gpu
+    rehearsed = Context(context.experiment.model_copy(update={"resources": resources}), context.config_path)
+    assert sweep.device_kind(rehearsed) == "cpu" and {one.task.run for one in sweep.runs(rehearsed)} == {
+        one.task.run for one in sweep.runs(context)
+    }
+
+
+def test_resources_that_do_not_come_are_an_error_of_their_own(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(
+        "available_node_types: {head: {max_workers: 0, resources: {CPU: 2}}, gpu: {max_workers: 3, resources: {CPU: 48, GPU: 4}}}"
+    )
+    monkeypatch.setattr(trials, "BOOTSTRAP", tmp_path / "ray_bootstrap_config.yaml")
+    with pytest.raises(ResourcesNotAvailable, match="2 CPUs, 0 GPUs; at its largest it would have 3 x gpu of 48 CPUs, 4 GPUs$"):
+        trials.wait_for_one(demand(cpus_per_rank=64), wait_s=0)
+    monkeypatch.setattr(trials, "BOOTSTRAP", tmp_path / "none.yaml")
     with pytest.raises(ResourcesNotAvailable, match="after 0 s the cluster has 2 CPUs"):
         trials.wait_for_one(demand(cpus_per_rank=64), wait_s=0)
     trials.wait_for_one(demand(ranks=1), wait_s=0)

@@ -214,3 +214,29 @@ def test_the_command_line_tells_what_is_wrong_in_a_line(tmp_path: Path, capsys: 
     assert main([str(tmp_path), "--out", str(tmp_path / "out"), "lr=-1"]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "lr: Input should be greater than 0" in errors[1]
+
+
+def test_a_notice_saves_a_checkpoint_at_once(tiny_folder: Path) -> None:
+    """Five steps: one checkpoint where it falls due, one where a notice comes; not one after the last step."""
+    from training.sft import Job, fine_tune
+
+    saved: list[int] = []
+    asked = iter([False, True, True])  # not asked after step 4, where one falls due, nor after the last
+    job = Job(tiny_folder, samples(24), SftConfig(**{**SFT, "checkpoint_every": 4}), 0, "cpu")
+    fine_tune(job, checkpoint=lambda engine, step, rows: saved.append(step), leaving=lambda: next(asked))
+    assert saved == [2, 3, 4] and next(asked, "all asked") == "all asked"
+
+
+def test_a_notice_is_taken_once_and_asked_for_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    from training import ray_worker
+
+    infos = iter([None, PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0], "b": [1]})])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(infos))
+    monkeypatch.setattr(ray.train, "get_context", lambda: type("Context", (), {"get_world_rank": lambda self: 0})())
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
+    often, seldom = ray_worker.Notice(ask_every_s=0), ray_worker.Notice(ask_every_s=3600)
+    assert [often() for _ in range(4)] == [False, True, False, True]
+    assert not seldom() and next(infos, None) is None
