@@ -70,7 +70,7 @@ class ResourcesConfig(Config):
         num_cpus: cores of the process's own Ray; None takes all.
         data_workers: parallel tasks or actors of a data pass; None takes what the cluster has.
         use_gpu: whether training ranks and transformer embedders ask for a GPU; None means where the cluster has one.
-        device: what a rank computes on; None is `cuda` where it asks for a GPU, else `cpu`. Said apart, a rank may ask for a GPU's place and
+        device: what a rank computes on; None is `cuda` where it asks for a GPU, else `cpu`. Said apart, a rank may ask for a GPU and
             compute on the CPU there, by gloo: so a grid is rehearsed on machines without GPUs.
         cpus_per_rank: cores of a training rank.
         driver_cpus: the share of a core that a trial's driver holds; above 0.
