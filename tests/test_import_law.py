@@ -24,6 +24,7 @@ ROOMS = {
     "diversity.corpus": set(),
     "diversity.llm": set(),
     "diversity.effects": set(),
+    "diversity.judging": {"llm", "corpus", "effects"},
     "diversity.typings": {"corpus", "llm"},
     "diversity.selection": {"corpus", "typings"},
     "diversity.datasets": {"corpus", "typings", "selection"},

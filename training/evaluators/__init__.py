@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config, ConfigError, UserError, load, near_matches, parse
 from diversity.corpus.heldout import PROMPTS, HeldoutConfig
+from diversity.effects.clustered import mean_and_error as mean_and_error
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 
 if TYPE_CHECKING:
@@ -308,22 +309,6 @@ def group_numbers(samples: pa.Table) -> np.ndarray:
     """Return `(n,) int32`: one number for all samples of a prompt group; each sample its own where there is no column `group`."""
     column = samples["group" if "group" in samples.column_names else "sample_id"]
     return column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def mean_and_error(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Return the mean over samples and its standard error, with groups (not samples) as what was drawn independently.
-
-    With r_g the sum of a group's deviations from the mean and G groups of n samples in all, se^2 = G / (G - 1) sum_g r_g^2 / n^2.
-    Where every group is a single sample this is the usual standard deviation / sqrt(n). NaN for one group.
-    """
-    mean, n = float(values.mean()), len(values)
-    names, numbers = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        return mean, float("nan")
-    if len(names) == n:
-        return mean, float(values.std(ddof=1) / np.sqrt(n))
-    sums = np.bincount(numbers, weights=values - values.mean())
-    return mean, float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / n)
 
 
 def _sample_rows(name: Mapping[str, str], figures: SampleFigures) -> pa.Table:

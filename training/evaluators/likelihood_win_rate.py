@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from diversity.config import Config
+from diversity.effects.clustered import logistic_at_zero
 from training.evaluators import SampleFigures, Score, mean_and_error
 
-ITERATIONS = 50
 PRIOR = 1.0  # precision of phi
 
 
@@ -82,30 +82,11 @@ def length_controlled(wins: np.ndarray, tokens: np.ndarray, groups: np.ndarray) 
         tokens: `(n,)` response tokens, at least 1.
         groups: `(n,)` numbers of prompt groups.
     """
-    mean, se = mean_and_error(wins, groups)
     lengths = np.log(tokens)
     spread = lengths.std()
-    if mean in (0.0, 1.0) or spread == 0:  # theta has no finite estimate, or there is no length to control for
-        return LengthControlled(mean, se, 0.0)
-    design = np.column_stack([np.ones(len(wins)), np.tanh((lengths - lengths.mean()) / spread)])
-    penalty = np.array([0.0, PRIOR])
-    weights = np.array([np.log(mean / (1 - mean)), 0.0])
-    for _ in range(ITERATIONS):
-        chance = 1 / (1 + np.exp(-design @ weights))
-        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty)
-        step = np.linalg.solve(curvature, design.T @ (wins - chance) - penalty * weights)
-        weights = weights + step
-        if np.abs(step).max() < 1e-10:
-            break
-    rate = float(1 / (1 + np.exp(-weights[0])))
-    names, numbers = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        return LengthControlled(rate, float("nan"), float(weights[1]))
-    pulls = design * (wins - chance)[:, None]
-    by_group = np.stack([np.bincount(numbers, weights=column) for column in pulls.T], axis=1)
-    inverse = np.linalg.inv(curvature)
-    variance = inverse @ (by_group.T @ by_group) @ inverse * len(names) / (len(names) - 1)
-    return LengthControlled(rate, float(rate * (1 - rate) * np.sqrt(variance[0, 0])), float(weights[1]))
+    x = np.tanh((lengths - lengths.mean()) / spread) if spread else np.zeros(len(wins))
+    fitted = logistic_at_zero(x, wins, groups, PRIOR)
+    return LengthControlled(fitted.rate, fitted.se, fitted.phi)
 
 
 def _places(figures: SampleFigures, ids: list[str]) -> np.ndarray:
