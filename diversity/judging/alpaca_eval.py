@@ -117,7 +117,7 @@ def length_controlled(
 
 
 def _fit_by_folds(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the coefficients at the strength of penalty that predicts left-out rows best. Each soft label is a row with 1 and one with 0."""
+    """Return the coefficients at the penalty that predicts left-out rows best. Each soft label is a row with 1 and one with 0."""
     from sklearn.model_selection import GroupKFold
 
     n = len(rows)

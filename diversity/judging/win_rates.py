@@ -1,7 +1,7 @@
 """Win rates of one answerer against a baseline: plain, with strong verdicts counted more often, and at equal length.
 
 The unit is the prompt group (`diversity/effects/clustered.py`): a prompt's score is the mean over its orders and repeats, and verdicts are
-never taken for independent. Resampling verdicts one by one, as Arena-Hard's own script does, gives intervals half as wide as they should be.
+never taken for independent. Resampling verdicts one by one, as Arena-Hard's own script does, gives intervals of half the width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from diversity.effects.clustered import Estimate, estimate, logistic_at_zero, mean_and_error, quantile, ratio_and_error
 
-PRIOR = 1.0  # precision of the length coefficient: weak, so that its figure is not held back where there is data
+PRIOR = 0.1  # precision of the length coefficient: weak, so that it leaves no bias where there is data
 STRONG = 3.0  # how often Arena-Hard counts A>>B
 STEPS = 5  # of Newton's method in a resample, from the fit to all: more change nothing to 1e-8
 CHUNK = 128

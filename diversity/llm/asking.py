@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from diversity.artifact import Storage, digest
@@ -75,8 +76,7 @@ class Asker:
             raise EndpointError(f"{len(missing)} answers are missing and there is no base_url to ask")
         self._endpoint.answered = max(self._endpoint.answered, sum(answer.kind != "refused" for answer in found.values()))
 
-        def keep(number: int, answer: Answer) -> None:
-            key = missing[number]
+        def keep(key: str, answer: Answer) -> None:
             self._answers.keep(key, answer.record())
             found[key] = answer
             if each is not None:
@@ -85,8 +85,7 @@ class Asker:
         try:
             for start in range(0, len(missing), PACK_EVERY):
                 part = missing[start : start + PACK_EVERY]
-                bodies = [requests[key] for key in part]
-                self._endpoint.ask(bodies, lambda number, answer, start=start: keep(start + number, answer), part)  # type: ignore[misc]
+                self._endpoint.ask([requests[key] for key in part], partial(_numbered, keep, part), part, threads=not self._answers.quick)
                 self._answers.pack()
         except BudgetSpent as error:
             raise BudgetSpent(f"{len(found):,} of {len(requests):,} requests are answered, then {error}. Raise it to go on") from None
@@ -98,6 +97,10 @@ class Asker:
         """Return the tokens of those of the answers that are kept and say them."""
         records = self._answers.find(keys)
         return {key: record.get("prompt_tokens", 0) + record.get("completion_tokens", 0) for key, record in records.items()}
+
+
+def _numbered(keep: Callable[[str, Answer], None], keys: Sequence[str], number: int, answer: Answer) -> None:
+    keep(keys[number], answer)
 
 
 def request_key(body: dict[str, Any], repeat: int = 0) -> str:

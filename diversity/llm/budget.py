@@ -121,7 +121,7 @@ class Budget:
         self.requests += 1
         self.tokens += wanted
         self._open[number] = (wanted, tokens)
-        self._waiting.append(json.dumps({"n": number, "key": key, "reserve": wanted}))
+        self._waiting.append(f'{{"n": {number}, "key": "{key}", "reserve": {wanted}}}')
         await self._flushed(number)
         return number
 
@@ -139,7 +139,7 @@ class Budget:
         self._slack = max(self._slack, tokens - estimate)  # a server that adds to prompts is booked for it from then on
         self.tokens += tokens - reserved
         self.requests -= not sent
-        self._waiting.append(json.dumps({"n": number, "tokens": tokens, "sent": sent}))
+        self._waiting.append(f'{{"n": {number}, "tokens": {tokens}, "sent": {"true" if sent else "false"}}}')
 
     def close(self) -> None:
         """Write what is settled. Without it, reservations stand until answers that are kept settle them."""
@@ -218,7 +218,8 @@ class _LocalJournal:
         self._folder, self._writer = folder, uuid.uuid4().hex
         temporary = folder / f"{self._writer}.owner"
         temporary.write_text(self._writer)
-        temporary.replace(folder / "owner")
+        self._owner = str(folder / "owner")
+        temporary.replace(self._owner)
         self._file = os.open(folder / f"{self._writer}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def files(self) -> dict[str, str]:
@@ -228,7 +229,12 @@ class _LocalJournal:
     def write(self, text: str) -> None:
         """Append, then look whether this process is still the one that spends."""
         os.write(self._file, text.encode())
-        _check_owner((self._folder / "owner").read_text(), self._writer, str(self._folder))
+        owner = os.open(self._owner, os.O_RDONLY)
+        try:
+            found = os.read(owner, 64).decode()
+        finally:
+            os.close(owner)
+        _check_owner(found, self._writer, str(self._folder))
 
     def remove(self, names: list[str]) -> None:
         """Remove journals that another one replaces."""

@@ -79,15 +79,16 @@ class Endpoint:
         self._forms = [0, 0]  # answers that have the form that was asked for, and those that don't
         self.refused = self.answered = self.retries = 0
 
-    def ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str] | None = None) -> None:
+    def ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str] | None = None, *, threads: bool = True) -> None:
         """Ask every body and hand each answer over with its number as soon as it is there.
 
         Refusals are handed over when it is clear that they are the prompts' and not all that the endpoint has to say.
 
         Args:
             bodies: requests in the form of the chat completions API.
-            keep: called in threads, for several answers at once.
+            keep: called with each answer.
             keys: of the bodies, for the budget's journal; else their digests.
+            threads: whether `keep` is called in threads, for several answers at once, because it takes long.
 
         Raises:
             EndpointError: a request failed at every try, or the endpoint can't be used at all. What was handed over stays so.
@@ -96,12 +97,18 @@ class Endpoint:
         if bodies:
             named = keys if keys is not None else [digest(body) for body in bodies]
             with ThreadPoolExecutor(1) as thread:  # a loop of our own: a notebook's or an actor's may run in this thread
-                thread.submit(asyncio.run, self._ask(bodies, keep, named)).result()
+                thread.submit(asyncio.run, self._ask(bodies, keep, named, threads)).result()
 
-    async def _ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str]) -> None:
+    async def _ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str], threads: bool) -> None:
         import aiohttp
 
         waiting, progress = iter(enumerate(bodies)), Progress(len(bodies))
+
+        async def kept(number: int, answer: Answer) -> None:
+            if threads:
+                await asyncio.to_thread(keep, number, answer)
+            else:
+                keep(number, answer)
 
         async def work() -> None:
             for number, body in waiting:
@@ -110,7 +117,7 @@ class Endpoint:
                 if answer.kind == "refused" and not self._plausible():
                     self._held.append((number, answer))
                     continue
-                await asyncio.to_thread(keep, number, answer)
+                await kept(number, answer)
                 progress.tell(self.retries, self._budget)
 
         limit = min(self._config.concurrency, len(bodies))
@@ -122,7 +129,7 @@ class Endpoint:
             try:
                 await asyncio.gather(*tasks)
                 for number, answer in self._held:
-                    await asyncio.to_thread(keep, number, answer)
+                    await kept(number, answer)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -6,7 +6,7 @@ import email.utils
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from diversity.config import UserError
@@ -67,7 +67,7 @@ class Answer:
 
     def record(self) -> dict[str, Any]:
         """Return the answer as JSON holds it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def read_response(url: str, body: Mapping[str, Any], status: int, retry_after: str | None, content: bytes, secret: str = "") -> Answer:

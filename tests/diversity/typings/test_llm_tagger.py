@@ -91,6 +91,8 @@ def test_answers_are_on_disk_the_moment_they_arrive(tmp_path):
     killed.keep("a" * 32, {"text": "half a pair \ud800"})  # and nobody packs: the process is gone
     after = Answers(storage, "x")
     assert len(after) == 2
+    del killed
+    after = Answers(storage, "x")
     wanted = {"a" * 32: {"text": "half a pair \ud800"}, "b" * 32: {"text": "packed"}}
     assert after.find([*wanted, "c" * 32]) == wanted
     after.pack()
@@ -100,18 +102,20 @@ def test_answers_are_on_disk_the_moment_they_arrive(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["keep", "add", "pack", "reopen"])), max_size=12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_answers_are_a_mapping(tmp_path_factory, steps):
     storage = Storage(str(tmp_path_factory.mktemp("answers")))
     answers, expected = Answers(storage, "x"), {}
-    for key, step in steps:
+    for number, (key, step) in enumerate(steps):
         if step == "pack":
             answers.pack()
         elif step == "reopen":
             answers = Answers(storage, "x")
+        elif step == "keep":
+            expected[key] = {"text": key, "at": number}  # asked again, it takes the place of the first
+            answers.keep(key, expected[key])
         else:
-            expected[key] = {"text": key}
-            answers.keep(key, {"text": key}) if step == "keep" else answers.add({key: {"text": key}})
+            answers.add({key: expected.setdefault(key, {"text": key})})
         assert answers.find("abcdef") == expected and len(answers) == len(expected)
 
 

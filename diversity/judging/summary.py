@@ -1,0 +1,218 @@
+"""Verdicts become figures: score rows of an answerer, what a judge is worth, and sentences about both.
+
+`scores` gives ordinary rows with their values by prompt, so that slopes, bands and verdicts work on them as on any score.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diversity.effects.clustered import Estimate
+from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
+from diversity.judging import agreement
+from diversity.judging.controls import NEUTRAL, SPOILT
+from diversity.judging.rubrics import STRENGTH
+from diversity.judging.verdicts import SCORED, outcomes
+from diversity.judging.win_rates import STRONG, PromptScores, length_controlled_win_rate, weighted_win_rate, win_rate
+
+METRICS = {
+    "judged_win_rate": win_rate,
+    "judged_win_rate_length_controlled": length_controlled_win_rate,
+    "judged_win_rate_weighted": weighted_win_rate,
+}
+EVERY_SET = "all"
+JURY = "mean of judges"
+
+
+def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores:
+    """Return each prompt's score over all its verdicts: orders, repeats, and baselines where several are averaged.
+
+    Args:
+        verdicts: VERDICTS_SCHEMA of one answerer and one judge, against one baseline or several.
+        chosen: a set; None takes all, a prompt of several sets once.
+    """
+    names = ["set", "prompt_id", "group", "outcome", "label", "score", "longer"]
+    rows = [row for row in verdicts.select(names).to_pylist() if row["outcome"] in SCORED and (chosen is None or row["set"] == chosen)]
+    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    home: dict[str, str] = {}
+    for row in rows:
+        if home.setdefault(row["prompt_id"], row["set"]) == row["set"]:
+            by_prompt[row["prompt_id"]].append(row)
+    ids = sorted(by_prompt)
+    weighted = [[_weight(row) for row in by_prompt[one]] for one in ids]
+    return PromptScores(
+        ids,
+        np.array([by_prompt[one][0]["group"] for one in ids], np.int32),
+        np.array([np.mean([row["score"] for row in by_prompt[one]]) for one in ids], np.float64),
+        np.array([sum(w * row["score"] for w, row in zip(ws, by_prompt[one], strict=True)) for one, ws in zip(ids, weighted, strict=True)]),
+        np.array([sum(ws) for ws in weighted], np.float64),
+        np.array([np.mean([row["longer"] for row in by_prompt[one]]) for one in ids], np.float64),
+    )
+
+
+def _weight(row: Mapping[str, Any]) -> float:
+    return STRONG if row["label"] is not None and abs(STRENGTH[row["label"]]) == 2 else 1.0
+
+
+def averaged(parts: Sequence[PromptScores]) -> PromptScores:
+    """Return the mean of several judges' scores on the prompts that all of them judged."""
+    common = sorted(set(parts[0].ids).intersection(*(part.ids for part in parts)))
+    places = [{one: place for place, one in enumerate(part.ids)} for part in parts]
+    taken = [part.taken(np.array([place[one] for one in common], np.int64)) for part, place in zip(parts, places, strict=True)]
+    shares = [(one.strong_values / one.strong_weights) for one in taken]
+    weights = [one.strong_weights for one in taken]
+    return PromptScores(
+        common,
+        taken[0].groups,
+        np.mean([one.values for one in taken], axis=0),
+        np.mean([share * weight for share, weight in zip(shares, weights, strict=True)], axis=0),
+        np.mean(weights, axis=0),
+        taken[0].longer,
+    )
+
+
+def sets_of(verdicts: pa.Table) -> list[str | None]:
+    """Return the sets in verdicts, and None for all of them where there are several."""
+    names = sorted(pc.unique(verdicts["set"]).to_pylist())
+    return [*names, *([None] if len(names) > 1 else [])]
+
+
+def estimates(verdicts: Sequence[pa.Table]) -> dict[str, dict[str, Estimate]]:
+    """Return the figures of one answerer by set and metric; of several judges' verdicts, those of their mean."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for chosen in sets_of(verdicts[0]):
+        scores = averaged([prompt_scores(table, chosen) for table in verdicts])
+        if len(scores):
+            found[chosen or EVERY_SET] = {name: function(scores) for name, function in METRICS.items()}
+    return found
+
+
+def scores(verdicts: Sequence[pa.Table], *, run: str, judge: str, tokens: Mapping[str, int]) -> tuple[pa.Table, pa.Table]:
+    """Return (`SCORES_SCHEMA`, `SAMPLE_SCORES_SCHEMA`) of one answerer by one judge, or by the mean of several.
+
+    Args:
+        verdicts: VERDICTS_SCHEMA, one table for each judge.
+        run: the name that the rows get.
+        judge: the evaluator.
+        tokens: of the answers, by prompt.
+    """
+    rows, singles = [], []
+    for chosen in sets_of(verdicts[0]):
+        found = averaged([prompt_scores(table, chosen) for table in verdicts])
+        if not len(found):
+            continue
+        head = {"run": run, "evaluator": judge, "split": chosen or EVERY_SET}
+        for metric, function in METRICS.items():
+            one = function(found)
+            figures = {"value": one.value, "se": one.se, "n": one.n, "higher_is_better": True, "primary": False}
+            rows.append({**head, "metric": metric, **figures})
+        for prompt, group, value in zip(found.ids, found.groups.tolist(), found.values.tolist(), strict=True):
+            place = {"sample_id": prompt, "group": group, "tokens": tokens.get(prompt, 0), "value": value}
+            singles.append({**head, "metric": "judged_win_rate", **place})
+    return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), pa.Table.from_pylist(singles, schema=SAMPLE_SCORES_SCHEMA)
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What a judge is worth, over all its verdicts on real answers.
+
+    Attributes:
+        judge: its name.
+        outcomes: counts of all verdicts that were asked; their sum is that.
+        position: P(first wins) - 0.5 over verdicts that are no ties.
+        orders: agreement when the answers change places.
+        repeats: agreement when it is asked again.
+        served: verdicts by the model that the endpoint says has answered.
+        controls: each control's win rate against the clean answers that it is made from.
+        accuracy: share of clean answers that win against spoilt ones, ties counting one half; NaN without calibration.
+        least: what it must be.
+        warnings: what a reader must know before the judge's figures.
+    """
+
+    judge: str
+    outcomes: dict[str, int]
+    position: Estimate | None
+    orders: agreement.Agreement | None
+    repeats: agreement.Agreement | None
+    served: dict[str, int]
+    controls: dict[str, Estimate]
+    accuracy: float
+    least: float
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the judge may be relied on: calibrated, above the threshold, and not taken in by a null answer or a tail."""
+        return self.accuracy >= self.least and not any(name in warning for warning in self.warnings for name in NEUTRAL)
+
+    def record(self) -> dict[str, Any]:
+        """Return the report as JSON holds it."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def judge_report(judge: str, verdicts: pa.Table, calibration: Mapping[str, pa.Table], least: float) -> JudgeReport:
+    """Return what a judge is worth.
+
+    Args:
+        judge: its name.
+        verdicts: of all answerers, VERDICTS_SCHEMA with `answerer` and `baseline`.
+        calibration: verdicts on each control.
+        least: accuracy below which the judge gets a warning.
+    """
+    judged = {name: win_rate(found) for name, table in calibration.items() if len(found := prompt_scores(table))}
+    spoilt = [(judged[name].value, judged[name].n) for name in SPOILT if name in judged]
+    accuracy = 1 - float(np.average([v for v, _ in spoilt], weights=[n for _, n in spoilt])) if spoilt else float("nan")
+    counted = outcomes(verdicts)
+    served = pc.value_counts(verdicts.filter(pc.is_valid(verdicts["served_model"]))["served_model"]).to_pylist()
+    names = {row["values"]: row["counts"] for row in served}
+    report = JudgeReport(
+        judge,
+        counted,
+        agreement.position_bias(verdicts),
+        agreement.over_orders(verdicts),
+        agreement.over_repeats(verdicts),
+        names,
+        judged,
+        accuracy,
+        least,
+    )
+    report.warnings.extend(_warnings(report))
+    return report
+
+
+def _warnings(report: JudgeReport) -> list[str]:
+    """Return what a reader must know before a judge's figures, one sentence each."""
+    found = []
+    if report.accuracy != report.accuracy:
+        found.append("not calibrated: nothing says that it tells good answers from bad ones")
+    elif report.accuracy < report.least:
+        found.append(f"prefers clean answers to spoilt ones in only {report.accuracy:.0%} of pairs; {report.least:.0%} is asked of a judge")
+    for name in NEUTRAL:
+        one = report.controls.get(name)
+        if one is None:
+            continue
+        if name == "null answer" and not one.high < 0.5:
+            found.append(f"a null answer does not clearly lose: it wins {one.value:.0%}")
+        if name == "neutral tail" and one.low > 0.5:
+            found.append(f"a neutral tail wins {one.value:.0%} against the same answer without it")
+    asked = sum(report.outcomes.values()) - report.outcomes["same"] - report.outcomes["unanswered"]
+    lost = asked - report.outcomes["ok"]
+    if asked and lost > 0.05 * asked:
+        found.append(f"{lost:,} of {asked:,} verdicts are none ({_most(report.outcomes)})")
+    if report.position is not None and abs(report.position.value) > 0.1 and not report.position.low <= 0 <= report.position.high:
+        found.append(f"likes a place: the answer that stands first wins {0.5 + report.position.value:.0%} of verdicts that are no ties")
+    if len(report.served) > 1:
+        found.append(f"several models answered under its name: {', '.join(report.served)}")
+    return found
+
+
+def _most(counted: Mapping[str, int]) -> str:
+    lost = {name: count for name, count in counted.items() if count and name not in ("ok", "same", "unanswered")}
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(lost.items(), key=lambda one: -one[1]))
