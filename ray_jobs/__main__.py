@@ -28,6 +28,7 @@ TOOLS = {
     "export": "write datasets for LLaMA-Factory, Axolotl, TRL, datasets",
     "power": "what a planned grid can see",
     "compare": "two experiments side by side",
+    "submit": "run an experiment on a cluster, and follow it",
     "status": "what of an experiment is sealed, and what goes on",
     "clean": "remove artifacts that no experiment names",
 }

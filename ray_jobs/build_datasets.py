@@ -16,6 +16,7 @@ from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import Cell, GridConfig
 from diversity.selection.strategies import STRATEGIES, needs
 from ray_jobs import profile_corpus
+from ray_jobs.job import telemetry
 from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.tasks import building, length_window, shards
 from ray_jobs.tasks.building import Sources
@@ -122,11 +123,13 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
     unbuilt = [cell for cell in datasets if not datasets[cell].sealed]
     unmeasured = [cell for cell in metrics if not metrics[cell].sealed]
     logger.info("%d datasets: %d to build, %d to measure", len(datasets), len(unbuilt), len(unmeasured))
+    telemetry.add("seals_reused", len(datasets) - len(unbuilt), stage="build_datasets")
     if unbuilt or unmeasured:
         context.connect()
         samples = ray.remote(building.load_samples).remote(sources)
         if unbuilt:
             _build(sources, samples, {cell: datasets[cell] for cell in unbuilt}, context.experiment.resources.shards)
+            telemetry.add("samples", sum(cell.size for cell in unbuilt), stage="build_datasets")
             context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
         task = ray.remote(building.measure_dataset)
         finished(

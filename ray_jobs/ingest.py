@@ -36,6 +36,7 @@ from diversity.corpus.ingestion import (
     within_limit,
 )
 from diversity.corpus.inputs import Inputs, Unit
+from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main, once
 from ray_jobs.tasks.corpus_rows import read_part
@@ -95,9 +96,11 @@ def run(context: Context) -> None:
     stage = Ingest(context)
     if stage.artifact.sealed:
         logger.info("ingest: %s is sealed already", stage.artifact.path)
+        telemetry.add("seals_reused", 1, stage="ingest")
     else:
         context.connect()
         _build(context, stage)
+        telemetry.add("samples", stage.artifact.manifest["samples"], stage="ingest")
     _check_again(stage.artifact.manifest, context.experiment.corpus)
     context.index.add("ingested", None, stage.artifact)
     heldout = context.experiment.evaluation.heldout

@@ -24,6 +24,7 @@ from diversity.typings.taggers import tagger_class
 from diversity.typings.tokens import WORD
 from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
 from ray_jobs import heldout
+from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.tasks import length_window, profiling, vllm
@@ -119,9 +120,12 @@ def _profile(context: Context, corpus: Artifact) -> None:
     artifacts = _artifacts(context)
     missing = {name: artifact.begin() for name, artifact in artifacts.items() if not artifact.sealed}
     logger.info("profile_corpus: %d artifacts, %d sealed already", len(artifacts), len(artifacts) - len(missing))
+    telemetry.add("seals_reused", len(artifacts) - len(missing), stage="profile_corpus")
     if missing:
         context.connect()
-        _make(context, CorpusRows.of(corpus), missing)
+        rows = CorpusRows.of(corpus)
+        _make(context, rows, missing)
+        telemetry.add("samples", len(rows) * len(missing), stage="profile_corpus")
     for typing in context.experiment.typings:
         _check_topics(context, typing, artifacts[typing])
     suffix = context.suffix

@@ -22,7 +22,7 @@ from diversity.artifact import MANIFEST, Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, profile_corpus
-from ray_jobs.job import placement
+from ray_jobs.job import placement, telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.tasks import trials
@@ -188,6 +188,7 @@ def run(context: Context) -> None:
     _enter(context, every)
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
     left = [one for one in every if not one.finished]
+    telemetry.add("seals_reused", len(every) - len(left), stage="sweep")
     if left:
         _train(context, every, left)
     if heldout_asked and experiment.sft.keep == "best":

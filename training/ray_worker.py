@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from training.evaluators import EvaluationConfig
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "hf"
+COUNTERS = {
+    "tokens": "tokens that passed through models in training",
+    "rank_seconds": "seconds of ranks in training steps; on `cuda`, GPU-seconds",
+    "resumptions": "runs that went on from a checkpoint",
+}
 ASK_EVERY_S = 5  # for a notice of preemption, which comes 30 s (Google) or 120 s (AWS) ahead; asking is a barrier of all ranks
 
 
@@ -144,6 +150,8 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     other = _begun_on_other_ranks(task) if own is None else None
 
     def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
+        if (own or other) is not None and context.get_world_rank() == 0:
+            counter("resumptions").inc(1, {"device": task.device})
         if own is not None:
             with own.as_directory() as folder:
                 return load_state(engine, Path(folder), task.run)
@@ -162,7 +170,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
             memory=memory,
             track=track,
             universal=other is not None,
-            leaving=Notice(),
+            leaving=Notice(task.device),
         )
     leads = context.get_world_rank() == 0
     if leads:
@@ -211,12 +219,37 @@ def _curve(task: Task) -> Iterator[Any]:
     filesystem, root = task.model.storage.filesystem()
     place = f"{root}/tensorboard/{task.run}"
     if isinstance(filesystem, pafs.LocalFileSystem):
-        yield lambda rows: open_trackers(task.sft.trackers, Path(place), task.run, about, rows)
+        yield lambda rows: Metered(open_trackers(task.sft.trackers, Path(place), task.run, about, rows), task.device)
         return
     with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
-        yield lambda rows: open_trackers(task.sft.trackers, Path(folder) / "tensorboard", task.run, about, rows)
+        yield lambda rows: Metered(open_trackers(task.sft.trackers, Path(folder) / "tensorboard", task.run, about, rows), task.device)
         if ray.train.get_context().get_world_rank() == 0:
             pafs.copy_files(f"{folder}/tensorboard", place, destination_filesystem=filesystem)
+
+
+@cache
+def counter(name: str) -> Any:
+    """Return a counter of `COUNTERS`, for Prometheus; `ray_jobs/job/metrics.py` says how such figures are seen."""
+    from ray.util.metrics import Counter
+
+    return Counter(f"sft_diversity_{name}", description=COUNTERS[name], tag_keys=("device",))
+
+
+class Metered:
+    """The trackers of a run, on rank 0, with what all of its ranks have done counted for Prometheus."""
+
+    def __init__(self, trackers: Any, device: str) -> None:
+        self.trackers, self.tags, self.ranks = trackers, {"device": device}, ray.train.get_context().get_world_size()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Take a step's row."""
+        counter("tokens").inc(row["tokens"], self.tags)
+        counter("rank_seconds").inc(row["seconds"] * self.ranks, self.tags)
+        self.trackers.step(row)
+
+    def close(self, *, failed: bool) -> None:
+        """Close the trackers."""
+        self.trackers.close(failed=failed)
 
 
 def _reporter(task: Task) -> Any:
@@ -238,17 +271,16 @@ class Notice:
     drains, no notice comes, and a lost machine costs the steps since the last checkpoint.
     """
 
-    def __init__(self, ask_every_s: float = ASK_EVERY_S) -> None:
-        self.ask_every_s = ask_every_s
+    def __init__(self, device: str, ask_every_s: float = ASK_EVERY_S) -> None:
+        self.device, self.ask_every_s = device, ask_every_s
         self.asked = time.monotonic()
         self.known: set[str] = set()
 
     def __call__(self) -> bool:
         """Return whether a notice is new since the last call."""
         import torch
-        from ray.train.torch import get_device
 
-        due = torch.tensor(float(time.monotonic() - self.asked >= self.ask_every_s), device=get_device())
+        due = torch.tensor(float(time.monotonic() - self.asked >= self.ask_every_s), device=_device(self.device))
         torch.distributed.broadcast(due, 0)  # rank 0's clock decides, or ranks would wait for each other in Ray Train's barrier
         if not due.item():
             return False
@@ -279,7 +311,6 @@ def _base_folder(task: Task) -> Path:
 def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     """Score the model on all ranks; rank 0 seals the scores, and lets the weights go if nobody keeps them."""
     import torch
-    from ray.train.torch import get_device
 
     from training.evaluators import Subject, evaluate
 
@@ -296,10 +327,10 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
         torch.autocast(task.device, torch.bfloat16, enabled=half),
     ):
         subject = Subject.of(
-            trained.model if trained else _open(folder),
+            trained.model if trained else _open(folder, task.device),
             _base_folder(task),
             task.heldout.read(),
-            get_device(),
+            _device(task.device),
             template=task.sft.template,
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
@@ -368,16 +399,23 @@ def _named(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {f"{row['evaluator']}/{row['split']}/{row['metric']}": row["value"] for row in rows}
 
 
-def _open(folder: Path) -> Any:
+def _open(folder: Path, device: str) -> Any:
     """Return a trained model from its folder as it was saved, on the rank's device."""
-    from ray.train.torch import get_device
     from transformers import AutoModelForCausalLM
 
     from training.attention import use_packed_attention
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     use_packed_attention(model)
-    return model.to(get_device())
+    return model.to(_device(device))
+
+
+def _device(kind: str) -> Any:
+    """Return this rank's device: `cpu` even where Ray Train has given the rank a GPU (`resources.device`)."""
+    import torch
+    from ray.train.torch import get_device
+
+    return torch.device("cpu") if kind == "cpu" else get_device()
 
 
 @contextmanager

@@ -180,6 +180,15 @@ def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -
     Raises:
         ConfigError: anything that can't be used, in one line.
     """
+    return parse(Experiment, resolved_values(path, overrides, inside_job=inside_job))
+
+
+def resolved_values(path: Path, overrides: Sequence[str], *, inside_job: bool) -> dict[str, Any]:
+    """Return what `load_experiment` parses: the file's values with overrides applied and paths made absolute.
+
+    Raises:
+        ConfigError: the file can't be read, or is no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -190,7 +199,7 @@ def load_experiment(path: Path, overrides: Sequence[str], *, inside_job: bool) -
         raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
     for override in overrides:
         _override(values, override)
-    return parse(Experiment, resolve_paths(values, inside_job=inside_job))
+    return resolve_paths(values, inside_job=inside_job)
 
 
 def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import yaml
 
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
+from ray_jobs.job import telemetry
 from ray_jobs.job.experiment import Experiment, load_experiment
 from ray_jobs.job.index import Index
 from ray_jobs.job.placement import job_config
@@ -108,6 +109,7 @@ class Context:
             runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_process"},
         )
         self._connected = True
+        telemetry.flush()
         configure_ray_data()
         self._check_shared_storage()
 
@@ -172,6 +174,8 @@ def finished(what: str, references: list[Any], *, per_task: int = 1, total: int 
         if time.monotonic() - said > 5 or not waiting:
             said = time.monotonic()
             logger.info("%s: %d of %d", what, min(total, per_task * (len(references) - len(waiting))), total)
+            telemetry.tell("parts_done", len(references) - len(waiting), what=what)
+            telemetry.tell("parts_left", len(waiting), what=what)
 
 
 def configure_ray_data() -> None:
@@ -274,7 +278,11 @@ def run_stage(context: Context, stage: str) -> None:
     """Run a stage's `run` and say how long it took."""
     run: Callable[[Context], None] = load(f"ray_jobs.{stage}:run")
     started = time.perf_counter()
-    run(context)
+    telemetry.tell("stage_running", 1, stage=stage)
+    try:
+        run(context)
+    finally:
+        telemetry.tell("stage_running", 0, stage=stage)
     logger.info("%s: done in %.0f s", stage, time.perf_counter() - started)
 
 

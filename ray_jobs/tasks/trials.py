@@ -16,6 +16,7 @@ from ray import tune
 
 from diversity.artifact import Storage, digest
 from diversity.config import UserError
+from ray_jobs.job import telemetry
 from ray_jobs.job.experiment import ResourcesConfig
 from ray_jobs.job.runtime import ResourcesNotAvailable, user_error
 from training.config import SftConfig
@@ -121,6 +122,7 @@ def wait_for_one(demand: Demand, wait_s: float) -> None:
             said = time.monotonic()
             logger.info("waiting for %s; the cluster has %s", demand, _shown(ray.cluster_resources()))
         time.sleep(1)
+        telemetry.add("waited_seconds", 1)
     if asked:
         ray.autoscaler.sdk.request_resources(bundles=[])
 
@@ -187,11 +189,18 @@ class Told(tune.Callback):
     """Says after each trial how many are done, and what it gave."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+        self.total, self.done, self.failed = total, 0, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        telemetry.tell("runs_done", self.done - self.failed)
+        telemetry.tell("runs_failed", self.failed)
+        telemetry.tell("runs_left", self.total - self.done)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a run is done."""
         self.done += 1
+        self._tell()
         result = trial.last_result or {}
         shown = {name: value for name, value in (result.get("scores") or {}).items() if not name.rpartition("/")[2].startswith("nll_")}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
@@ -201,6 +210,8 @@ class Told(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a run failed."""
         self.done += 1
+        self.failed += 1
+        self._tell()
         logger.warning("run %d of %d: %s failed", self.done, self.total, trial.config["run"]["cell"])
 
 

@@ -236,7 +236,6 @@ def test_a_notice_is_taken_once_and_asked_for_seldom(monkeypatch: pytest.MonkeyP
     infos = iter([None, PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0], "b": [1]})])
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(infos))
     monkeypatch.setattr(ray.train, "get_context", lambda: type("Context", (), {"get_world_rank": lambda self: 0})())
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
-    often, seldom = ray_worker.Notice(ask_every_s=0), ray_worker.Notice(ask_every_s=3600)
+    often, seldom = ray_worker.Notice("cpu", ask_every_s=0), ray_worker.Notice("cpu", ask_every_s=3600)
     assert [often() for _ in range(4)] == [False, True, False, True]
     assert not seldom() and next(infos, None) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 from diversity.artifact import Storage
 from ray_jobs.job.index import Index
-from tests.ray_jobs.heads import RAY, Head, running_head
+from tests.cluster.scaling import LISTS, MORE_LISTS
+from tests.ray_jobs.heads import RAY, ROOT, Head, running_head
 
 CONFIG = "ray_jobs/configs/demo.yaml"  # relative: it travels with the working folder
 SMALL = [
@@ -96,6 +99,90 @@ def test_a_relative_storage_is_refused_with_its_absolute_form(head: Head, corpus
     done = submit(head, f"corpus.paths=[{corpus}]", "storage=runs")
     assert done.returncode != 0, log(done)
     assert "storage=$PWD/runs" in done.stdout and "Traceback" not in done.stdout, log(done)
+
+
+def submit_tool(head: Head, *arguments: object, **changes: str | None) -> CompletedProcess[str]:
+    return head.run(sys.executable, "-m", "ray_jobs", "submit", *map(str, arguments), timeout=300, **changes)
+
+
+RECORDER = """
+import json, pathlib
+from ray.autoscaler.node_provider import NodeProvider
+NOTE = pathlib.Path(__file__).with_name("ended.json")
+TAGS = {"ray-node-type": "head", "ray-user-node-type": "head", "ray-node-name": "h", "ray-node-status": "up-to-date"}
+
+class Recorder(NodeProvider):
+    def non_terminated_nodes(self, tag_filters):
+        wanted = all(TAGS.get(key) == value for key, value in tag_filters.items())
+        return [] if NOTE.exists() or not wanted else ["head-1"]
+    def is_running(self, node_id): return not NOTE.exists()
+    def is_terminated(self, node_id): return NOTE.exists()
+    def node_tags(self, node_id): return TAGS
+    def external_ip(self, node_id): return "127.0.0.1"
+    internal_ip = external_ip
+    def terminate_node(self, node_id): NOTE.write_text(json.dumps(node_id))
+"""
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path) -> Path:
+    """Return a cluster file whose provider, found beside it, writes down that its head was ended; ssh is a stand-in."""
+    written = {
+        **{name: [] for name in (*LISTS, *MORE_LISTS)},
+        "cluster_name": "recorded",
+        "max_workers": 0,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 1,
+        "provider": {"type": "external", "module": "recorder.Recorder"},
+        "available_node_types": {"head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0}},
+        "head_node_type": "head",
+        "docker": {},
+        "auth": {"ssh_user": "nobody"},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+    }
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "recorder.py").write_text(RECORDER)
+    (tmp_path / "cluster.yaml").write_text(json.dumps(written))
+    return tmp_path / "cluster.yaml"
+
+
+def test_submit_takes_code_and_resolved_configuration_along_follows_and_ends_the_cluster(
+    head: Head, corpus: Path, tmp_path: Path, cluster_file: Path
+) -> None:
+    """The config lies outside the repository, its paths are relative to where the person stands, and the cluster goes in the end."""
+    relative = os.path.relpath(corpus, ROOT)
+    (tmp_path / "mine.yaml").write_text((ROOT / CONFIG).read_text("utf-8"))
+    done = submit_tool(
+        head,
+        tmp_path / "mine.yaml",
+        *SMALL,
+        *(f"corpus.paths=[{relative}]", f"storage={tmp_path}/runs"),
+        *("--name", "taken-along", "--cluster", cluster_file, "--down", "--address", head.dashboard),
+        PATH=f"{ROOT}/tests/cluster/standins:{head.environment['PATH']}",
+        STANDIN_LOG=str(tmp_path / "ssh.log"),
+        RAY_API_SERVER_ADDRESS=None,
+    )
+    assert done.returncode == 0, log(done)
+    assert "profile_corpus: done in" in done.stdout, "the job's log is followed"
+    entries = Index(Storage(f"{tmp_path}/runs"), "small").read()
+    assert {"corpus", "heldout", "profile"} <= set(entries)
+    assert json.loads((tmp_path / "cluster" / "ended.json").read_text()) == "head-1"
+
+
+FOLLOW = """
+import sys
+from ray_jobs.tools.submit import connect, follow
+client = connect(sys.argv[1], 60)
+for entrypoint in sys.argv[2:]:
+    told = []
+    print(follow(client, client.submit_job(entrypoint=entrypoint), told.append), "told" in "".join(told))
+"""
+
+
+def test_submits_exit_code_is_that_of_the_work(head: Head) -> None:
+    done = head.run(sys.executable, "-c", FOLLOW, head.dashboard, "exit 3", "kill -9 $$", "echo told; exit 0", timeout=200)
+    assert done.stdout.split("\n")[:3] == ["3 False", "137 False", "0 True"], log(done)
 
 
 def test_without_the_token_nothing_is_submitted(head: Head, tmp_path: Path) -> None:

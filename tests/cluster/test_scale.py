@@ -1,0 +1,209 @@
+"""From nothing to two CPU nodes, to nothing, to two "GPU" nodes, to nothing, by Ray's autoscaler v2; and what every kind of end leaves.
+
+The GPUs are made up: ranks ask for them, and compute on the CPU by gloo. The spot market is empty, so every GPU node comes by our fallback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import tiny
+from tests.cluster.scaling import SPOT, Cloud, scaling_head
+from tests.ray_jobs.heads import ROOT, wait_for
+
+IDLE_S = 12.0
+SLACK_S = 10.0  # beyond the idle time-out, until all nodes are gone
+PATIENCE = float(os.environ.get("CLUSTER_TEST_PATIENCE", "1"))  # larger on a machine that is busy with other things
+KINDS = {
+    "cpu_worker": {"resources": {"CPU": 2}, "max_workers": 2},
+    "gpu_worker": {"resources": {"CPU": 1, "GPU": 1}, "max_workers": 2, "node_config": SPOT},
+}
+RESOURCES = "resources={data_workers: 6, max_cpus: 7, max_gpus: 2, use_gpu: true, device: cpu, driver_resource: true, shared_storage: true"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("work")
+    return {"folder": folder, "corpus": tiny.make_corpus(folder / "corpus"), "model": tiny.make_model(folder / "model")}
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with scaling_head(tmp_path_factory.mktemp("cloud"), KINDS, IDLE_S) as started:
+        yield started
+
+
+def stage(name: str, work: dict[str, Path], storage: Path, *more: str, **settings: Any) -> list[str]:
+    resources = f"{RESOURCES}, wait_s: {settings.pop('wait_s', 300)}}}"
+    return [
+        sys.executable,
+        "-m",
+        f"ray_jobs.{name}",
+        tiny.CONFIG,
+        *tiny.experiment(storage, work["corpus"], work["model"], **settings),
+        resources,
+        *more,
+    ]
+
+
+HOLD = """
+import ray, time
+ray.init(logging_level="ERROR", log_to_driver=False)
+@ray.remote(num_cpus=1, resources={"driver": 0.5})
+class Held:
+    def held(self): return "held"
+held = Held.remote()
+print(ray.get(held.held.remote()), flush=True)
+time.sleep(3600)
+"""
+
+
+@contextmanager
+def head_held(cloud: Cloud) -> Iterator[None]:
+    """Take the head's one CPU, so that every task of a data stage needs a worker: small work would else be done before one comes."""
+    environment = {**cloud.head.environment, "RAY_ADDRESS": cloud.head.address}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline().strip() == "held"
+        yield
+    finally:
+        holder.kill()
+        holder.wait(10)
+
+
+def test_the_pipeline_goes_up_and_down_twice(cloud: Cloud, work: dict[str, Path], table: Any) -> None:
+    storage, alone = work["folder"] / "runs", work["folder"] / "alone"
+    rows, ends = [], []
+    for part, command in (
+        ("data stages", stage("pipeline", work, storage, tiny.DATA_STAGES)),
+        ("sweep", stage("sweep", work, storage)),
+    ):
+        assert not cloud.nodes()
+        with head_held(cloud) if part == "data stages" else nullcontext():
+            began = time.time()
+            done = cloud.head.run(*command, timeout=900 * PATIENCE, RAY_ADDRESS=cloud.head.address)
+            ended = time.time()
+        assert done.returncode == 0, done.stderr[-3000:]
+        gone = cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE)
+        there, used = cloud.node_seconds(began, time.time())
+        peaks = cloud.peaks(began, ended)
+        ends.append((peaks, gone))
+        rows.append(
+            {
+                "part": part,
+                "peak": ", ".join(f"{count} {kind}" for kind, count in sorted(peaks.items())) or "none",
+                "start to first use, s": cloud.first_use(began),
+                "work, s": ended - began,
+                "end to no node, s": gone,
+                "node-seconds": there,
+                "in use": used,
+                "in use / paid": f"{used / there:.0%}" if there else "-",
+            }
+        )
+    refused = [event for event in cloud.events if event["event"] == "refuse"]
+    table(f"scale (autoscaler v2, idle time-out {IDLE_S:.0f} s; {len(refused)} spot launches refused, all made on demand)", rows)
+    (data, data_gone), (sweep, sweep_gone) = ends
+    assert data == {"cpu_worker": 2} and sweep.get("gpu_worker") == 2 and refused
+    assert data_gone >= 0 and sweep_gone >= 0, "nodes stay"
+    single = cloud.head.run(
+        *stage("pipeline", work, alone, tiny.DATA_STAGES), "resources={num_cpus: 2}", timeout=600 * PATIENCE, RAY_ADDRESS=None
+    )
+    assert single.returncode == 0, single.stderr[-3000:]
+    assert tiny.data_hash(storage) == tiny.data_hash(alone) != "none"
+
+
+LEFT = """
+import json, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+from ray.util.state import list_placement_groups
+from ray.core.generated import autoscaler_pb2
+from ray._private.worker import global_worker
+state = autoscaler_pb2.ClusterResourceState.FromString(global_worker.gcs_client.get_cluster_resource_state())
+asked = sum(len(one.resource_requests) for one in state.cluster_resource_constraints)
+groups = [group for group in list_placement_groups(limit=1000) if group.state not in ("REMOVED",)]
+print(json.dumps([asked, len(groups)]))
+"""
+
+
+def left(cloud: Cloud) -> list[int]:
+    """Return how many requests stand and how many placement groups there are."""
+    done = cloud.head.run(sys.executable, "-c", LEFT, timeout=120, RAY_ADDRESS=cloud.head.address)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ends_by(cloud: Cloud, command: list[str], how: int | None) -> int:
+    """Run a sweep; with a signal, send it when both GPU nodes are in use. Return its exit code."""
+    environment = {**cloud.head.environment, "RAY_ADDRESS": cloud.head.address}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        if how is not None:
+            busy = lambda: cloud.samples and sum(used for _, used in cloud.samples[-1]["nodes"]) >= 2  # noqa: E731
+            wait_for(lambda: busy() or process.poll() is not None, 300 * PATIENCE, "ranks on two nodes")
+            time.sleep(3)
+            process.send_signal(how)
+        process.communicate(timeout=600 * PATIENCE)
+    finally:
+        process.kill()
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("end", "change", "how", "codes"),
+    [
+        ("success", {}, None, {0}),
+        ("user error", {"more": ["sft.lr=1.0e+30", "sft.clip=null"]}, None, {1}),
+        ("wait time-out", {"world_size": 3, "wait_s": 15, "more": ["resources.max_gpus=3"]}, None, {3}),
+        ("SIGINT", {"steps": 400}, signal.SIGINT, {130}),
+        ("SIGTERM", {"steps": 400}, signal.SIGTERM, {143, -15, 1}),
+        ("SIGKILL", {"steps": 400}, signal.SIGKILL, {-9}),
+    ],
+)
+def test_nothing_is_left(
+    cloud: Cloud, work: dict[str, Path], table: Any, end: str, change: dict[str, Any], how: int | None, codes: set[int]
+) -> None:
+    storage = work["folder"] / end.replace(" ", "-")
+    shutil.copytree(work["folder"] / "alone", storage)
+    settings = {name: value for name, value in change.items() if name != "more"}
+    began = time.time()
+    code = ends_by(cloud, stage("sweep", work, storage, *change.get("more", []), **settings), how)
+    ended = time.time()
+    gone = cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE)
+    asked, groups = left(cloud)
+    row = {"end": end, "exit code": code, "nodes at most": max(cloud.peaks(began, ended).values(), default=0)}
+    table("no leak", [{**row, "end to no node, s": gone, "standing requests": asked, "placement groups": groups}])
+    assert code in codes and gone >= 0
+    assert asked == 0 and groups == 0
+
+
+def test_without_any_capacity_the_job_says_so(cloud: Cloud, work: dict[str, Path], table: Any) -> None:
+    storage = work["folder"] / "no-capacity"
+    shutil.copytree(work["folder"] / "alone", storage)
+    nothing = cloud.log.with_suffix(".none")
+    nothing.touch()
+    try:
+        done = cloud.head.run(*stage("sweep", work, storage, wait_s=20), timeout=300 * PATIENCE, RAY_ADDRESS=cloud.head.address)
+    finally:
+        nothing.unlink()
+    said = done.stderr.strip().splitlines()[-1]
+    on_demand = [event for event in cloud.events if event["event"] == "create" and event["kind"] == "gpu_worker"]
+    table("no capacity", [
+        {"market": "no spot", "outcome": f"{len(on_demand)} nodes came on demand", "exit code": 0},
+        {"market": "none at all", "outcome": said, "exit code": done.returncode},
+    ])  # fmt: skip
+    assert on_demand and done.returncode == 3
+    assert re.search(r"at its largest it would have .*2 x gpu_worker of 1 CPUs, 1 GPUs", said)
+    assert cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE) >= 0
