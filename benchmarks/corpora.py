@@ -15,6 +15,7 @@ from numba import njit
 
 from diversity.keys import content_priorities
 from diversity.typings.incidence import Incidence
+from diversity.typings.tokens import BandConfig
 
 TYPES = 26_000  # about what a side of the real corpus has in the band 10-500
 
@@ -43,26 +44,39 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def real_incidence(path: Path, side: str, limit: int | None = None) -> Incidence:
-    """Return the micro typing of a side of a real corpus (parquet that ingest reads), by the default model's tokenizer.
+    """Return the micro typing of a side of a real corpus (parquet that ingest reads), by the default model's tokenizer; band 10 to 500."""
+    return real_typing(path, f"{side}-micro", limit, BandConfig())
+
+
+def real_typing(path: Path, typing: str, limit: int | None = None, band: BandConfig | None = None, keep: Path | None = None) -> Incidence:
+    """Return a typing of a real corpus, without types that no sample has.
 
     Args:
         path: parquet with Alpaca columns.
-        side: `instruction` or `response`.
-        limit: only so many samples, the first by sample_id; then the band is that of the smaller corpus.
+        typing: one of the six.
+        limit: only so many samples, the first by sample_id; then frequencies are those of the smaller corpus.
+        band: of tokens; by default 10 to 500 in 117,000 samples, scaled.
+        keep: a folder in which it is kept for the next run.
     """
+    kept = keep / f"{typing}-{limit}.npz" if keep else None
+    if kept is not None and kept.exists():
+        stored = np.load(kept)
+        return Incidence(stored["indptr"], stored["indices"], int(stored["n"]))
     from diversity.notebook import typed
-    from diversity.typings.tokens import BandConfig
     from ray_jobs.job.process import cache_folder
     from training.model_source import resolve_model
 
-    texts = _texts(path)
+    texts = real_texts(path)
     model = resolve_model("builtin:smollm2-135m", cache_folder(), tokenizer_only=True)
-    found = typed(texts.slice(0, limit or len(texts)), f"{side}-micro", model=model, band=BandConfig())
-    return Incidence.from_lists(found.data.column("types"), found.types.num_rows)
+    found = typed(texts.slice(0, limit or len(texts)), typing, model=model, band=band)
+    incidence = Incidence.from_lists(found.data.column("types"), found.types.num_rows).used()[0]
+    if kept is not None:
+        np.savez(kept, indptr=incidence.indptr, indices=incidence.indices, n=incidence.n_types)
+    return incidence
 
 
 @functools.cache
-def _texts(path: Path) -> pa.Table:
+def real_texts(path: Path) -> pa.Table:
     """Return the usable samples, read once in a run."""
     from diversity.notebook import read
 

@@ -68,7 +68,7 @@ def build(sources: Sources, cells: list[Cell], target: Storage) -> None:
     clock.lap("write")
     corpus = Corpus(samples.ids, samples.tokens, {name: one.incidence for name, one in typings.items()})
     for cell, pick in picks.items():
-        found = dataset.check(artifacts[cell].read(), cell, corpus, pick.kept)
+        found = dataset.check(artifacts[cell].read(), cell, corpus, pick.kept, pick.target)
         artifacts[cell].seal({**found, "pool_size": pick.pool_size})
     clock.lap("read again and check by id")
     total = sum(spent.values())

@@ -1,7 +1,8 @@
 """What selection from shards moves and holds: `python -m benchmarks.sharded [--corpus PATH] [--n N …] [--shards S]`.
 
 The shards lie in this process, so that the figures are those of the protocol and not of a network: memory of a shard, rounds, what
-goes to the coordinator and how much it holds, and time beside `peel` on one machine; then levels and one dataset of 10,000.
+goes to the coordinator and how much it holds, and time beside `peel` on one machine; then levels, a dataset of 10,000 and, at level 1, one
+of 1,000, which can't hold all types, so that it is chosen by greedy coverage; all equal to what one machine chooses.
 Times are CPU seconds.
 """
 
@@ -17,9 +18,11 @@ import numpy as np
 
 from benchmarks.corpora import generated, made_up_df, made_up_lengths, print_table, real_incidence, seconds, ties
 from diversity.keys import priorities
-from diversity.selection.peel import peel
+from diversity.selection.cover import cover_then_fill
+from diversity.selection.peel import TypedInputs, birth, peel
 from diversity.selection.shard import Rows, Shard
-from diversity.selection.sharded import LocalShards, peel_sharded, plan_sharded, prune_sharded, select_sharded
+from diversity.selection.sharded import LocalShards, no_control, peel_sharded, plan_sharded, prune_sharded
+from diversity.selection.sharded_picks import most_covered_sharded, random_coverage_sharded, select_sharded
 from diversity.typings.incidence import Incidence
 
 
@@ -66,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         picks.append([*size, *other])
     header = ["n", "M", "nnz", "MiB of a shard", "bytes per nnz in it", "rounds", "MiB sent", "largest answer MiB", "s", "`peel` s"]
     print_table(f"Peel from {arguments.shards} shards, {arguments.rows_a_round:,} rows a round", header, peels)
-    header = ["n", "M", "nnz", "levels s", "MiB sent", "10,000 at level 1/2 s", "MiB sent", "largest answer MiB"]
+    header = ["n", "M", "nnz", "levels s", "MiB sent"]
+    for what in ("10,000 at level 1/2", "1,000 at level 1", "its bound and random draws"):
+        header += [f"{what} s", "calls", "MiB sent", "largest answer MiB"]
     print_table(f"Levels and one dataset from {arguments.shards} shards", header, picks)
     return 0
 
@@ -94,11 +99,22 @@ def run(incidence: Incidence, count: int, rows_a_round: int) -> tuple[list[str],
     planner = Counted(local)
     size = min(10_000, n // 4)
     planning, plan = seconds(lambda: plan_sharded(_through(typing, planner), [size], [Fraction(j, 6) for j in range(7)])[size])
-    chooser = Counted(local)
-    choosing, (rows, _) = seconds(lambda: select_sharded(_through(typing, chooser), plan.levels[3].k_realised, size, 0))
-    assert len(np.unique(rows)) == size
-    figures += [f"{planning:.2f}", f"{planner.sent / 2**20:.1f}", f"{choosing:.2f}", f"{chooser.sent / 2**20:.1f}"]
-    return peeled, [*figures, f"{chooser.largest / 2**20:.1f}"]
+    figures += [f"{planning:.2f}", f"{planner.sent / 2**20:.1f}"]
+    typed = TypedInputs(incidence, tie, typing.position, birth(incidence, typing.position))
+    for k, few in ((plan.levels[3].k_realised, size), (incidence.n_types, 1000)):
+        chooser = Counted(local)
+        choosing, (rows, _) = seconds(lambda k=k, few=few, to=chooser: select_sharded(_through(typing, to), k, few, 0))
+        assert (rows == cover_then_fill(typed, k, np.array([few]), no_control(n), keys, 0)[0]).all()
+        figures += [f"{choosing:.2f}", *_moved(chooser)]
+    judge = Counted(local)
+    through, k = _through(typing, judge), incidence.n_types
+    judging, _ = seconds(lambda: (most_covered_sharded(through, k, 1000), random_coverage_sharded(through, k, 1000)))
+    return peeled, [*figures, f"{judging:.2f}", *_moved(judge)]
+
+
+def _moved(shards: Counted) -> list[str]:
+    """Return calls, MiB of all answers, and MiB of the largest."""
+    return [f"{shards.calls}", f"{shards.sent / 2**20:.1f}", f"{shards.largest / 2**20:.1f}"]
 
 
 def _through(typing: Any, shards: Counted) -> Any:

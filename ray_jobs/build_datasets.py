@@ -14,7 +14,7 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import Cell, GridConfig
-from diversity.selection.strategies import STRATEGIES, needs
+from diversity.selection.strategies import needs, version
 from ray_jobs import profile_corpus
 from ray_jobs.job import telemetry
 from ray_jobs.job.runtime import Context, finished, main, once
@@ -51,8 +51,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         request["largest"] = max(experiment.grid.sizes)
     if cell.strategy == "random" and cell.control.endswith("-quota"):
         request["quota_from"] = experiment.grid.random_quota_from
-    if cell.strategy in STRATEGIES and STRATEGIES[cell.strategy].version > 1:
-        request["version"] = STRATEGIES[cell.strategy].version
+    if version(cell) > 1:
+        request["version"] = version(cell)
     if sides := needs(cell, experiment.grid).embeddings:
         request["embeddings"] = [profile_corpus.embedding_artifact(context, side).fingerprint for side in sides]
     profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}

@@ -21,7 +21,7 @@ from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import typing_parts
 from diversity.typings.embedders import embedder_class
 from diversity.typings.taggers import tagger_class
-from diversity.typings.tokens import WORD
+from diversity.typings.tokens import FLOOR, WORD
 from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
 from ray_jobs import heldout
 from ray_jobs.job import telemetry
@@ -71,7 +71,7 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
     profile, corpus = context.experiment.profile, corpus_artifact(context).fingerprint
     settings: dict[str, Any] = {"typing": typing}
     if granularity == "micro":
-        settings["band"] = profile.band.model_dump(mode="json")
+        settings["band"] = profile.band.model_dump(mode="json") | ({"floor": FLOOR} if profile.band.scaled else {})
         tokenizers = context.experiment.tokenizers
         if unit not in tokenizers:
             return _artifact(context, "profile", settings, [] if unit == WORD else ["tiktoken"], [corpus])

@@ -122,18 +122,18 @@ class Auditor:
         return [Verdict(asked.cell.name, name, *holds(case)) for name, holds in self._promises.items()]
 
     def nested(self) -> list[Verdict]:
-        """Return the verdict on nesting of every typed dataset seen: K_1 within K_2 …, and what they cover within one another."""
+        """Return the verdict on nesting of every typed dataset seen: K_1 within K_2 …, so that what one covers the next one keeps."""
         verdicts = []
         for typing, seen in self._covered.items():
             position = self.ground.positions[typing]
             whole = np.array_equal(np.sort(position), np.arange(1, len(position) + 1))
             by_k = sorted(seen, key=lambda one: one[1])
             chain = len({k for _, k, _ in by_k})
-            for place, (asked, k, covered) in enumerate(by_k):
+            for place, (asked, k, _) in enumerate(by_k):
                 faults = [] if whole else ["positions of types are no permutation"]
                 other, _, below = by_k[max(0, place - 1)]
-                if asked.closure == "strict" and (lost := int((below & ~covered).sum())):
-                    faults.append(f"{lost} types of {other.cell.name}, which keeps no more, are not covered")
+                if asked.closure == "strict" and (lost := int((below & (position > k)).sum())):
+                    faults.append(f"{lost} types of {other.cell.name}, which keeps no more, are not kept")
                 faults += [f"k {k} is below that of {lower.cell.name}" for lower, more, _ in by_k if more > k and _is_lower(lower, asked)]
                 verdicts.append(_verdict(asked.cell.name, "nested", faults, f"K_{k} in a chain of {chain} different k of {typing}"))
         return verdicts

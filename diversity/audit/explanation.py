@@ -2,18 +2,22 @@
 
 A typed strategy takes, for the type whose turn it is, the candidate that comes first in the seeded order and is not taken yet. So a chosen
 sample is explained by the candidates of its type that stand before it, and one that was not chosen by the place at which each of its types
-stopped.
+stopped. Where all kept types don't fit the size, greedy coverage takes the sample that adds most types out of a window of the pool instead,
+for the rarest type that it adds, and candidates of that type are passed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from diversity.audit.ground import Types
 from diversity.cell import Cell
+
+_GREEDY = "all kept types did not fit the size, so greedy coverage took the sample that added most types out of a window of the pool"
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Choosing:
         labels, df, position: of each type; position 1 was given up last.
         births: the k at which each sample enters the pool, 0 for never.
         priority: of each sample, lower first.
-        target: k_realised, k_min, k_max of the manifest.
+        target: k_realised, k_min, M and covered of the manifest.
         rows, chosen_for: of the dataset, ascending rows.
-        passes_over: why a candidate that comes first may be passed over under these settings; "" where only a cover that did not fit can.
+        passes_over: why a candidate that comes first may be passed over under these settings; "" where only greedy coverage does.
     """
 
     cell: Cell
@@ -38,7 +42,7 @@ class Choosing:
     position: np.ndarray
     births: np.ndarray
     priority: np.ndarray
-    target: Mapping[str, int]
+    target: Mapping[str, Any]
     rows: np.ndarray
     chosen_for: np.ndarray
     passes_over: str = ""
@@ -206,11 +210,7 @@ def _why_chosen(asked: _Asked, t: int, row: int) -> list[str]:
         before = {0: "It is the first of them", 1: "The one before it is in the dataset too"}
         said.append(before.get(place, f"The {place} before it are in the dataset too") + ": it was the next when the type's turn came.")
     else:
-        why = (
-            asked.choosing.passes_over
-            or "the seeded cover did not fit the size, so the type was covered by the greedy or the seedless cover"
-        )
-        said.append(f"{passed} of the {place} before it are not in the dataset: {why}.")
+        said.append(f"{passed} of the {place} before it are not in the dataset: {asked.choosing.passes_over or _GREEDY}.")
     return said
 
 
@@ -219,26 +219,30 @@ def _why_outside(asked: _Asked, brought: Sequence[BroughtType], birth: int) -> l
     target = asked.choosing.target
     given_up = [one for one in brought if not one.kept]
     names = ", ".join(f"{one.label!r} (position {one.position})" for one in sorted(given_up, key=lambda one: -one.position)[:5])
-    span = target["k_max"] - target["k_min"]
-    if birth > target["k_max"]:
-        enters = f"the dial ends at k = {target['k_max']}, so it is in the pool of no level of this size"
-    else:
-        enters = f"that is from about level {max(0.0, (birth - target['k_min']) / span) if span else 0:.2f} on"
+    span = target["M"] - target["k_min"]
+    level = max(0.0, (birth - target["k_min"]) / span) if span else 0.0
     more = f" and {len(given_up) - 5} more" if len(given_up) > 5 else ""
     return [
         f"It is outside the pool: {len(given_up)} of its {len(brought)} types are not among the k = {asked.k} kept ones: {names}{more}.",
-        f"It enters the pool at k = {birth}; {enters}.",
+        f"It enters the pool at k = {birth}; that is from about level {level:.2f} on.",
     ]
 
 
 def _why_lost(asked: _Asked, kept: Sequence[BroughtType]) -> list[str]:
     """Return the sentences on a sample of the pool that was not taken."""
     behind = [one for one in kept if one.place > one.reached]
+    missing = [one for one in kept if not one.in_dataset]
     said = [
-        f"It is in the pool, and its {len(kept)} kept types are all covered; when the size was reached, "
-        f"the turn had come to it for none of them: {len(behind)} stopped at a candidate before it in the seeded order."
+        f"It is in the pool, and {len(kept) - len(missing)} of its {len(kept)} kept types are covered; when the size was reached, "
+        f"the turn had come to it for none of them: {len(behind)} stopped at a candidate before it in the seeded order, or took none."
     ]
+    if missing:
+        target = asked.choosing.target
+        names = ", ".join(repr(one.label) for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        said.append(
+            f"No chosen sample has {names}: the size holds {target['covered']} of the k = {asked.k} kept types, and this sample was in no "
+            "window the one that added most."
+        )
     if len(behind) < len(kept):
-        why = asked.choosing.passes_over or "the seeded cover did not fit the size, so that another cover was taken"
-        said.append(f"For {len(kept) - len(behind)} a later candidate was chosen: {why}.")
+        said.append(f"For {len(kept) - len(behind)} a later candidate was chosen: {asked.choosing.passes_over or _GREEDY}.")
     return said

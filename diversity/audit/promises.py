@@ -50,7 +50,7 @@ class Again:
 
     ids: np.ndarray
     chosen_for: np.ndarray
-    target: Mapping[str, int] | None
+    target: Mapping[str, float] | None
     refused: str = ""
 
 
@@ -86,7 +86,7 @@ class Case:
         return self.rows[self.rows >= 0]
 
     @property
-    def target(self) -> Mapping[str, int]:
+    def target(self) -> Mapping[str, Any]:
         """Return the manifest's target; a missing entry reads as 0."""
         return Counter(self.manifest.get("target") or {})
 
@@ -192,12 +192,12 @@ def _level(case: Case) -> Finding:
     if case.cell.typing is None or case.cell.level is None:
         return NOT_APPLICABLE, f"strategy {case.cell.strategy} keeps no types"
     target, n_types = case.target, case.ground.types[case.cell.strategy].n_types
-    requested = round(target["k_min"] + case.cell.level * (target["k_max"] - target["k_min"]))
+    requested = round(target["k_min"] + case.cell.level * (n_types - target["k_min"]))
     weights = case.ground.tokens["response"] if case.cell.control == "tokens" else np.ones(len(case.births), np.int64)
     room = int(weights[(case.births >= 1) & (case.births <= target["k_min"])].sum())
     needed = math.ceil(case.asked.rho * case.budget(max(case.asked.largest, case.cell.size)))
-    says = f"k {target['k_realised']} of M {target['M']}, asked for {target['k_requested']} between {target['k_min']} and {target['k_max']}"
-    ordered = 1 <= target["k_min"] <= target["k_realised"] <= target["k_requested"] <= target["k_max"] <= n_types == target["M"]
+    says = f"k {target['k_realised']} of M {target['M']}, asked for {target['k_requested']} from {target['k_min']} on"
+    ordered = 1 <= target["k_min"] <= target["k_realised"] <= target["k_requested"] <= n_types == target["M"]
     return found(
         ordered and requested == target["k_requested"] and room >= needed,
         f"{says}; counted: {requested} asked for, M {n_types}; the pool of k_min has {room}, at least {needed} is asked",
@@ -221,13 +221,20 @@ def _from_text(case: Case) -> Finding:
     return _against_target(case, types.covered(case.known))
 
 
-def _against_target(case: Case, covered: np.ndarray) -> Finding:
-    k = case.target["k_realised"]
-    missing, foreign = int((case.kept & ~covered).sum()), int((covered & ~case.kept).sum())
-    said = f"k {k}: {missing} kept types are missing, {foreign} others are covered"
-    if case.asked.closure == "loose":
-        return found(k >= 1 and not missing, f"{said} (loose: others may be)")
-    return found(k >= 1 and not missing and not foreign, said)
+def _against_target(case: Case, mask: np.ndarray) -> Finding:
+    """Hold the types that are covered against the kept ones, the number that the target states, its bound, and what random covers."""
+    target, k = case.target, case.target["k_realised"]
+    covered, foreign = int((case.kept & mask).sum()), int((mask & ~case.kept).sum())
+    bound, at_random = target["bound"], target["random"]
+    said = f"{covered} of k {k} kept types are covered ({_share(covered, k)}), {target['covered']} are stated; "
+    said += f"at most {bound} can be ({_share(covered, bound)}); random covers {at_random:g} ({_share(covered, at_random)}); "
+    said += f"{foreign} others are covered" + (" (loose: others may be)" if case.asked.closure == "loose" else "")
+    sound = 1 <= covered == target["covered"] <= bound <= k and 0 < at_random <= bound
+    return found(sound and (not foreign or case.asked.closure == "loose"), said)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "of nothing"
 
 
 def _pool(case: Case) -> Finding:

@@ -1,6 +1,6 @@
 """Datasets on disk: written in one pass over the corpus, or as picks that are read through to it; read again and recounted at their seal.
 
-A dataset that misses its target is an error, never a warning.
+A dataset that is not what its target says is an error, never a warning.
 """
 
 from __future__ import annotations
@@ -139,7 +139,15 @@ def content_hash(ids: np.ndarray) -> str:
     return digest([sample.decode() for sample in np.sort(ids)])
 
 
-def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None = None, *, closure: str = "strict") -> dict[str, Any]:
+def check(
+    table: pa.Table,
+    cell: Cell,
+    corpus: Corpus,
+    kept: np.ndarray | None = None,
+    target: Mapping[str, float] | None = None,
+    *,
+    closure: str = "strict",
+) -> dict[str, Any]:
     """Return what a dataset's rows hold, recounted, as its manifest states it.
 
     Args:
@@ -147,10 +155,11 @@ def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None =
         cell: what it was asked to be.
         corpus: what it was chosen from.
         kept: mask of the types K_k of the cell's typing, `(M,)` bool; None where the strategy has no such target.
-        closure: `strict` demands that exactly K_k is covered, `loose` that K_k lies within the coverage.
+        target: what is said of that target: `covered` types of K_k, and the `bound` on them.
+        closure: under `strict` no type outside K_k is covered, under `loose` others may be.
 
     Raises:
-        DatasetError: rows that are out of order, repeated, altered, or foreign; another size; another coverage.
+        DatasetError: rows that are out of order, repeated, altered, or foreign; another size; other coverage than the target says.
     """
     ids = id_array(table.column("sample_id"))
     wanted = cell.size or len(corpus.ids)
@@ -162,7 +171,7 @@ def check(table: pa.Table, cell: Cell, corpus: Corpus, kept: np.ndarray | None =
     _check_texts(table, cell)
     covered = {typing: incidence.covered(rows) for typing, incidence in corpus.incidences.items()}
     if kept is not None and cell.typing is not None:
-        _check_target(covered[cell.typing], kept, cell, closure)
+        _check_target(covered[cell.typing], kept, target or {}, cell, closure)
     sources = pc.value_counts(table.column("source")).to_pylist()
     return {
         "cell": cell.describe(),
@@ -183,9 +192,12 @@ def _check_texts(table: pa.Table, cell: Cell) -> None:
             raise DatasetError(f"{cell.name}: the text columns of sample {given} disagree with its messages")
 
 
-def _check_target(covered: np.ndarray, kept: np.ndarray, cell: Cell, closure: str) -> None:
-    """Compare the types that the rows cover with the types that the level keeps."""
-    if missing := int((kept & ~covered).sum()):
-        raise DatasetError(f"{cell.name}: {missing} of {int(kept.sum())} kept types have no sample")
+def _check_target(covered: np.ndarray, kept: np.ndarray, target: Mapping[str, float], cell: Cell, closure: str) -> None:
+    """Hold the types that the rows cover against those that the level keeps, and against what is said of them."""
     if closure == "strict" and (foreign := int((covered & ~kept).sum())):
         raise DatasetError(f"{cell.name}: {foreign} types are covered that the level does not keep")
+    count, stated, bound = int((covered & kept).sum()), target.get("covered"), target.get("bound")
+    if count != stated:
+        raise DatasetError(f"{cell.name}: {count} of {int(kept.sum())} kept types are covered, not {stated} as its target says")
+    if bound is None or count > bound:
+        raise DatasetError(f"{cell.name}: {count} kept types are covered, more than the bound {bound} of its target")

@@ -1,88 +1,135 @@
-"""A proof that no cover fits, for a whole range of k at once, so that the downward scan for k_max can skip what it would only refute.
+"""How many types any samples of a pool can cover at most: what a certificate holds a dataset against, whoever chose it.
 
-For prices y >= 0 on types, any cover of K_k that fits the quota q gathers at least sum_{t in K_k} y_t, as each type is met.
-But rows can gather at most sum_b [q_b z_b + sum_{i in b} max(0, s_i - z_b w_i)] for any z >= 0, where s_i = sum_{t in S_i}
-y_t and each row is taken at most once (weak duality). Where the first exceeds the second, k is refuted; a smaller k has
-fewer rows with smaller s_i, so that the same sum refutes each smaller k whose own prices still exceed it. Prices are
-integers, so a refutation is exact; how good they are (they are improved by multiplicative updates) decides only how much is
-skipped.
+For prices y in [0, 1] on the types of K_k, no N samples of the pool cover more than
+
+    sum_t (1 - y_t) + (the sum of the N largest s_i),    s_i = sum_{t in S_i} y_t,
+
+since a covered type counts at most 1 - y_t beyond what it pays to a sample that has it: LP duality of maximum coverage. Under quotas it
+is the sum of the largest of each bin up to its quota; under a token budget, of the fractional knapsack by s_i per token. Types outside
+K_k have no price, so it holds for loose pools too. Prices are integers, so each value is exact; multiplicative updates only make it
+smaller: a type that the best samples have more than once gets cheaper, one that they lack dearer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
-from diversity.selection.pool import Pool
+from diversity.selection.controls import Control
+from diversity.selection.peel import TypedInputs
 
-_SCALE = 1 << 24
-_ROUNDS = 24
-_WORTH_A_JUMP = 0.98
+SCALE = 1 << 30  # the price 1
+ROUNDS = 60
+_RATE, _DECAY = 0.5, 0.1
+_TIMES = 4.0  # above so many, how often the best samples have a type says no more
 
-
-class Bound:
-    """Prices of one typing, improved from call to call."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self.log_price = np.zeros(len(pool.position))
-        self.by_position = np.argsort(pool.position, kind="stable")
-
-    def refuted_down_to(self, k: int, quota: np.ndarray, rounds: int = _ROUNDS) -> int:
-        """Return the smallest k' <= k + 1 such that no cover of any of k', …, k fits the quota, as far as can soon be proved."""
-        lowest = k + 1
-        for step in range(rounds):
-            kept = self.pool.position <= k
-            price = np.where(kept, np.exp(self.log_price - self.log_price[kept].max()), 0.0)
-            prices = np.ceil(price * _SCALE).astype(np.int64)
-            scores = _scores(self.pool, k, prices)
-            most, times = self._most(k, quota, scores)
-            gathered = np.cumsum(prices[self.by_position[:k]])
-            lowest = min(lowest, int(np.searchsorted(gathered, most, side="right")) + 1)
-            if lowest < _WORTH_A_JUMP * k:
-                break
-            rate = 1.0 / (1 + step)
-            self.log_price[kept] += rate * (1.0 - np.minimum(times[kept], 4.0))
-        return lowest
-
-    def _most(self, k: int, quota: np.ndarray, scores: np.ndarray) -> tuple[int, np.ndarray]:
-        """Return what rows can gather at most, and how often the rows that gather it have each type."""
-        pool, most = self.pool, 0
-        threshold = np.zeros(len(quota), dtype=np.int64)
-        for b in range(len(quota)):
-            inside = np.flatnonzero((pool.bin == b) & (pool.birth <= k)) if len(quota) > 1 else np.flatnonzero(pool.birth <= k)
-            threshold[b] = _threshold(scores[inside], pool.weight[inside], int(quota[b]))
-            surplus = np.maximum(scores[inside] - threshold[b] * pool.weight[inside], 0)
-            most += int(quota[b]) * int(threshold[b]) + int(surplus.sum())
-        return most, _times(pool, k, scores, threshold)
+Best = Callable[[np.ndarray], tuple[int, np.ndarray]]
 
 
-def _threshold(scores: np.ndarray, weights: np.ndarray, quota: int) -> int:
-    """Return about the score per weight at which the best rows fill the quota."""
-    if not len(scores) or int(weights.sum()) <= quota:
-        return 0
-    per_weight = scores // weights
-    if weights.min() == weights.max() == 1:
-        return int(-np.partition(-per_weight, quota - 1)[quota - 1]) if quota else int(per_weight.max())
-    ranked = np.argsort(-per_weight)
-    return int(per_weight[ranked[np.searchsorted(np.cumsum(weights[ranked]), quota, side="left")]])
+def most_covered(typed: TypedInputs, k: int, quota: np.ndarray, control: Control) -> int:
+    """Return how many types of K_k the quota can cover at most, whichever samples of the pool of k are taken.
+
+    Args:
+        typed: incidence and pruning.
+        k: types kept.
+        quota: `(bins,) int64`, in the control's weights.
+        control: weights and bins.
+    """
+    rows = np.flatnonzero((typed.birth >= 1) & (typed.birth <= k))
+    incidence, weight, bins = typed.incidence.take(rows), control.weights[rows], control.bins[rows]
+
+    def best(prices: np.ndarray) -> tuple[int, np.ndarray]:
+        scores, most = row_scores(incidence.indptr, incidence.indices, prices), 0
+        times = np.zeros(len(prices))
+        for number, share in enumerate(quota.tolist()):
+            inside = np.flatnonzero(bins == number) if len(quota) > 1 else np.arange(len(rows))
+            gathered, threshold, left = _knapsack(scores[inside], weight[inside], share)
+            most += gathered
+            above, at, weight_at = count_best(incidence.indptr, incidence.indices, inside, scores, weight, threshold, len(prices))
+            times += above + at * (left / max(1, weight_at))
+        return most, times
+
+    return least_bound(typed.position <= k, incidence.df(), int(weight.sum()) / max(1, int(quota.sum())), best)
+
+
+def least_bound(kept: np.ndarray, counts: np.ndarray, spare: float, best: Best) -> int:
+    """Return the smallest bound that the updates find.
+
+    Args:
+        kept: `(M,) bool` mask of K_k.
+        counts: `(M,) int64` samples of the pool that have each type.
+        spare: how many times the budget the pool is: a type that a random draw has so many times begins at a price so much lower.
+        best: prices `(M,) int64` to (what the best samples within the budget gather, how often they have each type `(M,) float64`).
+    """
+    k = int(kept.sum())
+    least = k
+    price = np.where(kept, np.minimum(1.0, spare / np.maximum(counts, 1)), 0.0)
+    for step in range(ROUNDS):
+        prices = np.floor(price * SCALE).astype(np.int64)
+        most, times = best(prices)
+        least = min(least, (k * SCALE - int(prices.sum()) + most) // SCALE)
+        # (1 + x/8)^8 for e^x: made of products alone, it is the same on every processor.
+        factor = 1.0 + _RATE / (1.0 + _DECAY * step) * (1.0 - np.minimum(times, _TIMES)) / 8.0
+        for _ in range(3):
+            factor = factor * factor
+        price = np.minimum(1.0, price * factor)
+    return least
+
+
+def largest(scores: np.ndarray, size: int) -> tuple[int, int, int]:
+    """Return (sum of the `size` largest scores, the smallest of them, how many of them equal it); -1 for the smallest where that is all."""
+    if size >= len(scores):
+        return int(scores.sum()), -1, 0
+    if not size:
+        return 0, int(scores.max()), 0
+    threshold = int(-np.partition(-scores, size - 1)[size - 1])
+    above = scores[scores > threshold]
+    left = size - len(above)
+    return int(above.sum()) + left * threshold, threshold, left
+
+
+def _knapsack(scores: np.ndarray, weight: np.ndarray, budget: int) -> tuple[int, int, int]:
+    """Return `largest` by score per weight, where a part of a sample may be taken; the last figure in weights.
+
+    For any z >= 0, budget z + sum max(0, s_i - z w_i) is no less than what fits gathers; z is the score per weight at which it is full.
+    """
+    if weight.min(initial=1) == weight.max(initial=1) == 1:
+        return largest(scores, budget)
+    if int(weight.sum()) <= budget:
+        return int(scores.sum()), -1, 0
+    per_weight = scores // np.maximum(weight, 1)
+    ranked = np.argsort(-per_weight, kind="stable")
+    threshold = int(per_weight[ranked[np.searchsorted(np.cumsum(weight[ranked]), budget, side="left")]])
+    left = budget - int(weight[per_weight > threshold].sum())
+    return budget * threshold + int(np.maximum(scores - threshold * weight, 0).sum()), threshold, max(0, left)
 
 
 @njit(cache=True)
-def _scores(pool: Pool, k: int, prices: np.ndarray) -> np.ndarray:
-    scores = np.zeros(len(pool.rows), dtype=np.int64)
-    for c in range(len(scores)):
-        if pool.birth[c] <= k:
-            for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
-                scores[c] += prices[t]
+def row_scores(indptr: np.ndarray, indices: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Return s_i, the sum of the prices of each row's types, `(n,) int64`."""
+    scores = np.zeros(len(indptr) - 1, dtype=np.int64)
+    for i in range(len(scores)):
+        for t in indices[indptr[i] : indptr[i + 1]]:
+            scores[i] += prices[t]
     return scores
 
 
 @njit(cache=True)
-def _times(pool: Pool, k: int, scores: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    times = np.zeros(len(pool.position))
-    for c in range(len(scores)):
-        if pool.birth[c] <= k and scores[c] > threshold[pool.bin[c]] * pool.weight[c]:
-            for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
-                times[t] += 1
-    return times
+def count_best(
+    indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray, scores: np.ndarray, weight: np.ndarray, threshold: int, n_types: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return how many rows above the threshold, by score per weight, and how many at it have each type; and the weight of those at it."""
+    above, at = np.zeros(n_types, dtype=np.int64), np.zeros(n_types, dtype=np.int64)
+    weight_at = 0
+    for i in rows:
+        per_weight = scores[i] // max(1, weight[i])
+        if per_weight < threshold:
+            continue
+        counts = above if per_weight > threshold else at
+        for t in indices[indptr[i] : indptr[i + 1]]:
+            counts[t] += 1
+        if per_weight == threshold:
+            weight_at += weight[i]
+    return above, at, weight_at

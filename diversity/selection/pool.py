@@ -13,7 +13,7 @@ from diversity.selection.peel import TypedInputs
 
 
 class InfeasibleLevel(UserError, ValueError):
-    """At this level the pool is too small, or its cover too large, for the size."""
+    """At this level the pool is too small for the size."""
 
 
 class InfeasibleSize(UserError, ValueError):
@@ -31,7 +31,6 @@ class Pool(NamedTuple):
         starts, members: the candidates of type t, in order, are `members[starts[t]:starts[t+1]]`.
         position: `(M,) int32`; type t counts at k where `position[t] <= k`.
         type_at: `(M,) int64` the types in the order of their ties.
-        closed: all types of a candidate are kept wherever the candidate is in the pool (closure strict).
     """
 
     rows: np.ndarray
@@ -44,7 +43,6 @@ class Pool(NamedTuple):
     members: np.ndarray
     position: np.ndarray
     type_at: np.ndarray
-    closed: bool
 
 
 def make_pool(typed: TypedInputs, control: Control, priority: np.ndarray, k: int) -> Pool:
@@ -71,17 +69,7 @@ def make_pool(typed: TypedInputs, control: Control, priority: np.ndarray, k: int
         columns.indices,
         np.array(typed.position),
         np.argsort(typed.type_tie, kind="stable"),
-        bool(_closed(incidence.indptr, incidence.indices, typed.position, typed.birth[rows])),
     )
-
-
-@njit(cache=True)
-def _closed(indptr: np.ndarray, indices: np.ndarray, position: np.ndarray, births: np.ndarray) -> bool:
-    for c in range(len(births)):
-        for t in indices[indptr[c] : indptr[c + 1]]:
-            if position[t] > births[c]:
-                return False
-    return True
 
 
 @njit(cache=True)
@@ -93,3 +81,8 @@ def count_types(pool: Pool, k: int) -> np.ndarray:
             for t in pool.indices[pool.indptr[c] : pool.indptr[c + 1]]:
                 counts[t] += 1
     return counts
+
+
+def rarest_first(type_at: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the types `(M,)` by how many candidates have them, ties in the types' own order `type_at`."""
+    return type_at[np.argsort(counts[type_at], kind="stable")]

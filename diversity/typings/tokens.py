@@ -26,6 +26,7 @@ from diversity.typings.typed import DATA_SCHEMA, TYPES, TYPES_SCHEMA, NoTypesErr
 
 WORD = "word"
 PAPER_N = 117_000
+FLOOR = (3, 50)  # lowest and highest document frequency of a scaled band, however small the corpus
 MERGED_AT_ONCE = 1 << 20  # rows of blocks' dictionaries that wait to be added up
 CHECKED = 500  # texts on which a tokenizer's fast path is compared with the slow one at every run
 
@@ -41,7 +42,8 @@ class BandConfig(Config):
     Attributes:
         low: lowest document frequency.
         high: highest document frequency.
-        scaled: read both as frequencies in 117,000 samples, and scale them to the corpus (low to no less than 3).
+        scaled: read both as frequencies in 117,000 samples, and scale them to the corpus: low to no less than 3, high to no less than 50
+            or itself (ours; else a corpus of some hundred samples has an empty band).
     """
 
     low: int = Field(default=10, ge=1)
@@ -58,7 +60,8 @@ class BandConfig(Config):
         """Return the band (low, high) for a corpus of n samples."""
         if not self.scaled:
             return self.low, self.high
-        return max(3, round(self.low * n / PAPER_N)), round(self.high * n / PAPER_N)
+        low = max(FLOOR[0], round(self.low * n / PAPER_N))
+        return low, max(low, min(FLOOR[1], self.high), round(self.high * n / PAPER_N))
 
 
 @dataclass(frozen=True)

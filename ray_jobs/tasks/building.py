@@ -161,7 +161,7 @@ def write_and_seal(
         dataset.write_picks(samples.ids, chosen)
     for cell, artifact, pick in zip(cells, artifacts, picks, strict=True):
         written = artifact.read() if materialise else dataset.through_to(sources.corpus, artifact.read())
-        found = dataset.check(written, cell, corpus, pick.kept, closure=closure_of(cell.strategy, sources.selection))
+        found = dataset.check(written, cell, corpus, pick.kept, pick.target, closure=closure_of(cell.strategy, sources.selection))
         facts = {"pool_size": pick.pool_size, "materialised": materialise, "made_from": made_from(sources, cell)}
         artifact.seal({**found, **facts, **({"target": pick.target} if pick.target else {})})
     return [cell.name for cell in cells]

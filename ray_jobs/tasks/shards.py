@@ -10,6 +10,7 @@ An actor holds its rows for as long as `shards` lives; no row leaves it but thos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,13 @@ import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact
-from diversity.cell import Cell, typing_parts
+from diversity.cell import Cell, GridConfig, typing_parts
 from diversity.config import UserError
 from diversity.keys import content_priorities, sample_keys
 from diversity.selection.levels import LevelPlan
 from diversity.selection.shard import Shard
-from diversity.selection.sharded import ShardedTyping, plan_sharded, prune_sharded, select_sharded
+from diversity.selection.sharded import ShardedTyping, plan_sharded, prune_sharded
+from diversity.selection.sharded_picks import count_covered, most_covered_sharded, random_coverage_sharded, select_sharded
 from diversity.selection.strategies import Picks, SelectionConfig, closure_of
 from diversity.selection.strategies.typed import picks_of
 from diversity.typings.incidence import Incidence
@@ -97,25 +99,42 @@ def choose_from_shards(sources: Sources, cells: Sequence[Cell], count: int, seal
     typing = prune_sharded(shards_of(sources.profiles[name], count), tie, closure_of(name, sources.selection))
     if seal and not sources.peels[name].sealed:
         _seal_peel(sources, name, typing, types)
-    sizes = sources.grid.sizes if sources.selection.kmin_from == "largest" else None
-    plans: dict[int, LevelPlan] = {}
+    chooser = _Chooser(typing, sources.selection, sources.grid)
     picks = []
     for cell in cells:
         try:
-            if cell.size not in plans:
-                config, fractions = sources.selection, sorted(set(sources.grid.fractions))
-                plans.update(plan_sharded(typing, sizes or [cell.size], fractions, config.rho, config.kmin_from))
-            picks.append(_choose(typing, plans[cell.size], cell, sources.selection))
+            picks.append(chooser.pick(cell))
         except UserError as error:
             raise type(error)(f"{cell.name}: {error}") from None
     return picks if len(picks) > 1 else picks[0]
 
 
-def _choose(typing: ShardedTyping, plan: LevelPlan, cell: Cell, selection: SelectionConfig) -> Picks:
-    assert cell.level is not None
-    level = plan.at(cell.level)
-    rows, reasons = select_sharded(typing, level.k_realised, cell.size, cell.subset_seed, selection.objective)
-    return picks_of(plan, level, rows, reasons, typing.position)
+class _Chooser:
+    """Chooses cells of one typing; what no subset seed changes is found once."""
+
+    def __init__(self, typing: ShardedTyping, selection: SelectionConfig, grid: GridConfig) -> None:
+        self._typing, self._selection, self._grid = typing, selection, grid
+        self._plans: dict[int, LevelPlan] = {}
+        self._most = functools.cache(lambda k, size: most_covered_sharded(typing, k, size))
+        self._at_random = functools.cache(lambda k, size: random_coverage_sharded(typing, k, size))
+
+    def pick(self, cell: Cell) -> Picks:
+        """Return the picks of a cell."""
+        assert cell.level is not None
+        plan = self._plan(cell.size)
+        level = plan.at(cell.level)
+        k = level.k_realised
+        rows, reasons = select_sharded(self._typing, k, cell.size, cell.subset_seed, self._selection.objective)
+        covered = count_covered(self._typing, k, rows)
+        bound = k if covered == k else self._most(k, cell.size)
+        return picks_of(plan, level, rows, reasons, self._typing.position, (covered, bound, self._at_random(k, cell.size)))
+
+    def _plan(self, size: int) -> LevelPlan:
+        if size not in self._plans:
+            sizes = self._grid.sizes if self._selection.kmin_from == "largest" else [size]
+            fractions = sorted(set(self._grid.fractions))
+            self._plans.update(plan_sharded(self._typing, sizes, fractions, self._selection.rho, self._selection.kmin_from))
+        return self._plans[size]
 
 
 def _seal_peel(sources: Sources, name: str, typing: ShardedTyping, types: pa.Table) -> None:

@@ -230,7 +230,7 @@ class _Chooser:
 
 
 def print_table(verdicts: Sequence[Verdict], datasets: int) -> None:
-    """Print a line for each subject and a column for each property; then every FAIL in full, and why something is not applicable."""
+    """Print a line for each subject and a column for each property; then what is covered, each FAIL in full, and why something is n/a."""
     by_subject: dict[str, dict[str, Verdict]] = {}
     for one in verdicts:
         by_subject.setdefault(one.subject, {})[one.property] = one
@@ -244,11 +244,13 @@ def print_table(verdicts: Sequence[Verdict], datasets: int) -> None:
             cells = (f"{signs[found[name].outcome] if name in found else '':{len(name)}}" for name in names)
             print(f"{subject:{wide}}  " + "  ".join(cells).rstrip())
         print()
+    covered = [one for one in verdicts if one.property == "coverage" and one.outcome != NOT_APPLICABLE]
     if datasets == 1:
         print("\n".join(f"{one.subject}: {one.property}: {one.outcome}: {one.detail}" for one in verdicts), end="\n\n")
     else:
         reasons = Counter((one.property, one.detail) for one in verdicts if one.outcome == NOT_APPLICABLE)
         print("\n".join(f"n/a: {name} of {count}: {reason}" for (name, reason), count in reasons.items()), end="\n\n" if reasons else "")
+        print("\n".join(f"{one.subject}: {one.detail}" for one in covered), end="\n\n" if covered else "")
         for one in verdicts:
             if one.outcome == FAIL:
                 print(f"FAIL: {one.subject}: {one.property}: {one.detail}")

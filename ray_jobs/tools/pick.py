@@ -14,6 +14,7 @@ import json
 import logging
 import posixpath
 import time
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from diversity.config import ConfigError, near_matches, parse
 from diversity.datasets.export import FORMATS, export, export_file, refuse_used
 from diversity.metrics.measuring import MEASURED_SCHEMA, side_by_side
 from diversity.selection.strategies import STRATEGIES
-from diversity.typings.tokens import PAPER_N
 from ray_jobs import build_datasets, ingest
 from ray_jobs.job.experiment import Experiment, resolve_paths
 from ray_jobs.job.process import cache_folder
@@ -39,6 +39,7 @@ STAGES = ("ingest", "profile_corpus", "build_datasets")
 FILES = {".jsonl": "jsonl", ".parquet": "hf"}
 PACKED = (".gz", ".bz2", ".zst")
 SOURCES_SHOWN = 12
+LONGER = 1.05  # times random's mean response length from which on the flag that holds it is named
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -83,8 +84,9 @@ def pick(given: argparse.Namespace) -> Artifact:
     run_stage(context, "ingest")
     samples = ingest.ingested_artifact(context).manifest["samples"]
     if given.size > samples:
-        raise ConfigError(f"--size {given.size}: the data has {samples} usable samples; the largest size is {samples}")
-    context = Context(compose(given, samples), Path("pick"))
+        if not is_typing(given.strategy):
+            raise ConfigError(f"--size {given.size}: the data has {samples} usable samples; the largest size is {samples}")
+        context = Context(compose(given, alone=True), Path("pick"))  # what can be had follows from the profile, and the planner says it
     for stage in STAGES[1:]:
         run_stage(context, stage)
     cell, *others = context.experiment.cells
@@ -97,18 +99,18 @@ def pick(given: argparse.Namespace) -> Artifact:
     return dataset
 
 
-def compose(given: argparse.Namespace, samples: int | None = None) -> Experiment:
+def compose(given: argparse.Namespace, *, alone: bool = False) -> Experiment:
     """Return the experiment of a command line: the cell asked for, and random of the same size; only the typings that they need.
 
     Args:
         given: from `arguments`.
-        samples: how many the data has, which the default band goes by: 10 to 500 in 117,000, scaled, but no less than 3 to 50 (ours).
+        alone: without the cell of `random`.
 
     Raises:
         ConfigError: an unknown strategy, or a level that there isn't.
     """
     strategy, level = given.strategy, _level(given.strategy, given.level)
-    low, high = given.band or (max(3, round(10 * (samples or PAPER_N) / PAPER_N)), max(50, round(500 * (samples or PAPER_N) / PAPER_N)))
+    band = {"low": given.band[0], "high": given.band[1]} if given.band else {"scaled": True}
     corpus = {"paths": given.data, "columns": _columns(given.columns), "max_rejected": given.max_rejected}
     values: dict[str, Any] = {
         "experiment": "pick",
@@ -116,10 +118,10 @@ def compose(given: argparse.Namespace, samples: int | None = None) -> Experiment
         "stages": list(STAGES),
         "corpus": corpus,
         "model": given.model,
-        "profile": {"typings": [], "embeddings": "needed", "band": {"low": low, "high": high}},
+        "profile": {"typings": [], "embeddings": "needed", "band": band},
         "selection": {"rho": given.rho},
         "grid": {
-            "strategies": list(dict.fromkeys([strategy, "random"])),
+            "strategies": list(dict.fromkeys([strategy, *([] if alone else ["random"])])),
             "sizes": [given.size],
             "levels": [level],
             "subset_seeds": [given.seed],
@@ -205,7 +207,7 @@ def report(context: Context, cell: Cell, random: Cell | None) -> list[str]:
     manifests = {name: build_datasets.dataset_artifact(context, one).manifest for name, one in shown.items()}
     corpus = ingest.ingested_artifact(context).manifest
     measured = [_metrics(build_datasets.metrics_artifact(context, one), name) for name, one in shown.items()]
-    return [side_by_side(pa.concat_tables(measured)), *_composition(manifests, corpus), _caution(cell, manifests)]
+    return [side_by_side(pa.concat_tables(measured)), *_composition(manifests, corpus), gained(cell, manifests)]
 
 
 def _metrics(artifact: Artifact, name: str) -> pa.Table:
@@ -223,7 +225,8 @@ def _composition(manifests: dict[str, dict[str, Any]], corpus: dict[str, Any]) -
     for typing in manifests["pick"]["coverage"]:
         amounts.append([f"coverage of {typing}", "100%", *(f"{one['coverage'][typing]:.1%}" for one in manifests.values())])
     if target:
-        amounts.append(["types kept", f"{target['M']:,}", *[""] * (len(names) - 1), f"{target['k_realised']:,}"])
+        for what, figure in (("types kept", "k_realised"), ("of these covered", "covered"), ("that can be at most", "bound")):
+            amounts.append([what, f"{target['M']:,}" if figure == "k_realised" else "", *[""] * (len(names) - 1), f"{target[figure]:,}"])
     mix = [["source", "corpus", *names]]
     largest = sorted(manifests["pick"]["sources"].items(), key=lambda entry: (-entry[1], entry[0]))
     for source, _ in largest[:SOURCES_SHOWN]:
@@ -234,17 +237,29 @@ def _composition(manifests: dict[str, dict[str, Any]], corpus: dict[str, Any]) -
     return [_aligned(amounts), _aligned(mix) + (f"\nand {left} more sources" if left > 0 else "")]
 
 
-def _caution(cell: Cell, manifests: dict[str, dict[str, Any]]) -> str:
-    """Return what a person should know who expected a pick to cover more than random does, or nothing."""
-    kept = manifests["pick"].get("target")
-    covered = {name: one["coverage"].get(cell.strategy) for name, one in manifests.items()}
-    if not kept or covered.get("random") is None or covered["pick"] >= covered["random"]:
+def gained(cell: Cell, manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the pick has that random of the same size has not: coverage, length, tokens; and what holds length where that grew."""
+    if "random" not in manifests:
         return ""
-    return (
-        f"Random covers more of {cell.strategy}: a pick takes only samples all of whose types are kept, and {cell.size:,} samples of this "
-        f"data at this level keep {kept['k_realised']:,} of {kept['M']:,} types (at level 1, {kept['k_max']:,}). "
-        "A larger size keeps more; --strategy max_coverage covers what it can of response-micro."
+    pick, random = manifests["pick"], manifests["random"]
+    said = []
+    typing = cell.typing or "response-micro"
+    if typing in pick["coverage"]:
+        said.append(f"The pick covers {pick['coverage'][typing]:.1%} of {typing}, random of the same size {random['coverage'][typing]:.1%}")
+    length, other = (one["tokens"]["response"] / one["samples"] for one in (pick, random))
+    times = length / other
+    said.append(
+        f"{'i' if said else 'I'}ts responses have {length:,.0f} tokens where random's have {other:,.0f} ({times:.1f} times as long)"
     )
+    said.append(f"so it holds {pick['tokens']['response']:,} response tokens and random {random['tokens']['response']:,}")
+    sentence = "; ".join(said) + "."
+    target = pick.get("target")
+    if target and pick["coverage"][typing] < random["coverage"][typing]:
+        sentence += f" At this level it keeps {target['k_realised']:,} of {target['M']:,} types; --level 1 keeps all."
+    if times > LONGER and cell.control == "none":
+        flag = "--control length-quota --rho 3 holds the lengths, --control tokens the amount of text" if cell.typing else ""
+        sentence += f"\nLonger responses alone change what a model learns: {flag or 'this strategy obeys no control that holds length'}."
+    return sentence
 
 
 def _aligned(lines: list[list[str]]) -> str:

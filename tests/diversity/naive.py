@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from diversity.keys import content_priorities, priorities
 from diversity.selection.controls import Control
-from diversity.selection.peel import TypedInputs, prune
+from diversity.selection.greedy import EPSILON
+from diversity.selection.peel import TypedInputs, admissible, pool_sizes, prune
 from diversity.typings.incidence import Incidence
 
 
@@ -80,37 +83,83 @@ def best_pool(incidence: Incidence, k: int) -> int:
     return max(sum(s <= set(kept) for s in sets) for kept in itertools.combinations(range(incidence.n_types), k))
 
 
-def smallest_cover(sets: list[set[int]], wanted: set[int]) -> int:
-    """Return the size of an optimal set cover, by breadth-first search over covered sets."""
-    useful = {frozenset(s & wanted) for s in sets if s & wanted}
-    reached, steps = {frozenset()}, 0
-    while not any(r == wanted for r in reached):
-        reached = {r | s for r in reached for s in useful}
-        steps += 1
-    return steps
+def admissible_k(data, typed: TypedInputs, at_least: int = 1) -> int:
+    """Draw an admissible k whose pool has at least so many samples."""
+    allowed = np.flatnonzero(admissible(typed.incidence, typed) & (pool_sizes(typed) >= at_least))
+    assume(len(allowed))
+    return int(data.draw(st.sampled_from(allowed.tolist())))
 
 
-def harmonic(m: int) -> float:
-    return math.fsum(1 / j for j in range(1, m + 1))
-
-
-def sampling_naive(incidence, position, closure, k, tie, priority, size, phase_a: bool = True):
-    """Phase A (rarest first) and phase B of METHOD 4.5 with recounting; returns (rows, reasons, cover size) in the order of taking."""
+def pool_naive(incidence, position, closure, k, priority) -> tuple[list[int], set[int]]:
+    """Return the samples of the pool of k in the order of priority, and K_k."""
     kept = {t for t in range(incidence.n_types) if position[t] <= k}
-    sets = sets_of(incidence)
     inside = (lambda s: s <= kept) if closure == "strict" else (lambda s: bool(s & kept))
-    pool = sorted((i for i, s in enumerate(sets) if s and inside(s)), key=lambda i: (priority[i], i))
+    pool = [i for i, s in enumerate(sets_of(incidence)) if s and inside(s)]
+    return sorted(pool, key=lambda i: (priority[i], i)), kept
+
+
+def rarest_naive(incidence, position, closure, k, tie, priority) -> tuple[list[int], list[int], list[int]]:
+    """Phase A1 of METHOD 4.5; returns (rows, reasons, the kept types, rarest first)."""
+    sets = sets_of(incidence)
+    pool, kept = pool_naive(incidence, position, closure, k, priority)
     members = {t: [i for i in pool if t in sets[i]] for t in kept}
+    order = sorted(kept, key=lambda t: (len(members[t]), tie[t], t))
     taken, reasons = [], []
-    for t in sorted(kept, key=lambda t: (len(members[t]), tie[t], t)):
+    for t in order:
         if not any(t in sets[i] for i in taken):
             taken.append(members[t][0])
             reasons.append(t)
-    cover = len(taken)
+    return taken, reasons, order
+
+
+def greedy_naive(incidence, position, closure, k, tie, keys, seed, quota, control) -> tuple[list[int], list[int]]:
+    """Phase A2: rounds of windows, gains counted anew for each look; returns (rows, reasons)."""
+    sets, weight, bins = sets_of(incidence), control.weights.tolist(), control.bins.tolist()
+    pool, kept = pool_naive(incidence, position, closure, k, keys)
+    *_, rarest = rarest_naive(incidence, position, closure, k, tie, keys)
+    in_window = math.ceil(sum(weight[i] for i in pool) / sum(quota) * math.log(1 / EPSILON))
+    left, waiting, taken, reasons = list(quota), set(kept), [], []
+    for number in itertools.count():
+        fits = lambda i: weight[i] <= left[bins[i]]  # noqa: E731
+        still = [i for i in pool if fits(i) and sets[i] & waiting]
+        if not still:
+            return taken, reasons
+        count = max(1, len(still) // in_window)
+        priority = priorities(keys, seed, f"cover {number}")
+        for window in range(count):
+            inside = [i for i in still if (int(priority[i]) >> 32) * count >> 32 == window and fits(i) and sets[i] & waiting]
+            if inside:
+                best = min(inside, key=lambda i: (Fraction(-len(sets[i] & waiting), weight[i]), priority[i]))
+                taken.append(best)
+                reasons.append(min(sets[best] & waiting, key=rarest.index))
+                left[bins[best]] -= weight[best]
+                waiting -= sets[best]
+
+
+def sampling_naive(incidence, position, closure, k, tie, keys, seed, size) -> tuple[list[int], list[int], bool]:
+    """METHOD 4.5 with recounting; returns (rows, reasons, whether the exact cover fits) in the order of taking."""
+    sets, order = sets_of(incidence), priorities(keys, seed, "sample")
+    pool, kept = pool_naive(incidence, position, closure, k, order)
+    members = {t: [i for i in pool if t in sets[i]] for t in kept}
+    taken, reasons, _ = rarest_naive(incidence, position, closure, k, tie, order)
+    fits = len(taken) <= size
+    if not fits:
+        taken, reasons = greedy_naive(incidence, position, closure, k, tie, keys, seed, [size], no_control(len(sets)))
     while len(taken) < size:
         have = {t: sum(t in sets[i] for i in taken) for t in kept}
         open_types = [t for t in kept if any(i not in taken for i in members[t])]
         t = min(open_types, key=lambda t: (have[t], tie[t], t))
         taken.append(next(i for i in members[t] if i not in taken))
         reasons.append(t)
-    return taken, reasons, cover
+    return taken, reasons, fits
+
+
+def most_naive(incidence, pool, kept, quota, control) -> int:
+    """Return the most types of K_k that any samples of the pool within the quota cover, by trying all."""
+    sets, best = [s & kept for s in sets_of(incidence)], 0
+    for taken in itertools.chain.from_iterable(itertools.combinations(pool, r) for r in range(len(pool) + 1)):
+        rows = list(taken)
+        used = np.bincount(control.bins[rows], control.weights[rows], minlength=len(quota))
+        if (used <= quota).all():
+            best = max(best, len(set().union(*(sets[i] for i in rows))))
+    return best

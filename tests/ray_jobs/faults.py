@@ -146,6 +146,38 @@ def uncovered(copy: Copy) -> None:
     copy.swap(HIGH, lambda _: pa.concat_tables([rest, new.cast(rest.schema)]).sort_by("sample_id"))
 
 
+def covered_less(copy: Copy) -> None:
+    """The same, and the target says so: fewer types are no broken promise, but not what the seed gives."""
+    uncovered(copy)
+    types, kept = copy.types(), copy.kept(HIGH)
+    rows = np.flatnonzero(np.isin(copy.ids, id_array(copy.storage.at(copy.paths[HIGH]).read().column("sample_id"))))
+    retarget(copy, covered=len(kept & set().union(*(types[row] for row in rows))))
+
+
+def retarget(copy: Copy, **figures: float) -> None:
+    remanifest(copy.storage, copy.paths[HIGH], lambda manifest: manifest["target"].update(figures))
+
+
+def target(copy: Copy) -> dict:
+    return copy.storage.at(copy.paths[HIGH]).manifest["target"]
+
+
+def covered_misstated(copy: Copy) -> None:
+    retarget(copy, covered=target(copy)["covered"] - 1)
+
+
+def bound_below(copy: Copy) -> None:
+    retarget(copy, bound=target(copy)["covered"] - 1)
+
+
+def bound_above(copy: Copy) -> None:
+    retarget(copy, bound=target(copy)["k_realised"] + 1)
+
+
+def random_misstated(copy: Copy) -> None:
+    retarget(copy, random=target(copy)["random"] - 0.2)
+
+
 def levels_swapped(copy: Copy) -> None:
     low, high = (copy.storage.at(copy.paths[name]).read() for name in (LOW, HIGH))
     copy.swap(LOW, lambda _: high)

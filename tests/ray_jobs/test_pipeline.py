@@ -101,7 +101,8 @@ def test_every_dataset_has_its_exact_size_and_coverage(whole: Path) -> None:
         assert manifest["samples"] == 60 and manifest["cell"]["size"] == 60
         if "target" in manifest:
             typing, target = manifest["cell"]["strategy"], manifest["target"]
-            assert manifest["coverage"][typing] == pytest.approx(target["k_realised"] / target["M"]), cell
+            assert manifest["coverage"][typing] == pytest.approx(target["covered"] / target["M"]), cell
+            assert target["covered"] <= target["bound"] <= target["k_realised"] <= target["M"], cell
     assert set(entries(whole)["metrics"]) == set(datasets)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ from diversity.selection.pool import InfeasibleSize
 from diversity.typings.incidence import Incidence
 
 TYPED = "diversity.selection.strategies.typed:select"
+TYPED_VERSION = 2  # counted up when the picks of typed strategies, or their quotas, change
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,13 @@ def needs(cell: Cell, grid: GridConfig) -> Needs:
     return STRATEGIES[cell.strategy].needs if cell.strategy in STRATEGIES else Needs()
 
 
+def version(cell: Cell) -> int:
+    """Return the version of what chooses a cell; `random` under quotas takes them from a typed strategy."""
+    if cell.typing or (cell.strategy == "random" and cell.control.endswith("-quota")):
+        return TYPED_VERSION
+    return STRATEGIES[cell.strategy].version if cell.strategy in STRATEGIES else 1
+
+
 def refuse_control(cell: Cell) -> None:
     """Refuse a control that the strategy does not obey.
 
@@ -131,14 +139,15 @@ class Picks:
         chosen_for: `(size,) int32`, the type each was taken for; -1 where there is none.
         pool_size: samples that could have been taken.
         kept: `(M,) bool` mask of K_k of the cell's typing; None for strategies without a target.
-        target: k_requested, k_realised, k_min, k_max, cover and M for a manifest; None likewise.
+        target: for a manifest, None likewise: k_requested, k_realised, k_min and M; of K_k the types that are covered, that as many samples
+            could cover at most (`bound`), and that a random draw from the same pool covers (`random`).
     """
 
     rows: np.ndarray
     chosen_for: np.ndarray
     pool_size: int
     kept: np.ndarray | None = None
-    target: dict[str, int] | None = None
+    target: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,7 @@ class Inputs:
     token_ids: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None
     scores: Callable[[], np.ndarray] | None = None
     _plans: dict[tuple[str, str, int, float, str], LevelPlan] = field(default_factory=dict, repr=False)
+    _found: dict[Any, float] = field(default_factory=dict, repr=False)
 
     @property
     def n(self) -> int:
@@ -185,7 +195,6 @@ class Inputs:
 
         Raises:
             InfeasibleSize: the size can't be had, or with `kmin_from: largest` the largest can't.
-            InfeasibleLevel: with `kmin_from: largest`, a smaller size can't cover the largest size's level 0.
             ConfigError: the cell's size is none of the grid's.
         """
         key = (typing, cell.control, cell.size, config.rho, config.kmin_from)
@@ -194,9 +203,15 @@ class Inputs:
         if key not in self._plans:
             sizes = self.grid.sizes if config.kmin_from == "largest" else [cell.size]
             fractions = sorted(set(self.grid.fractions))
-            table = level_table(self.typed[typing], self.sample_keys, self.control(cell), sizes, fractions, config.rho, config.kmin_from)
+            table = level_table(self.typed[typing], self.control(cell), sizes, fractions, config.rho, config.kmin_from)
             self._plans.update({(typing, cell.control, size, config.rho, config.kmin_from): table[size] for size in sizes})
         return self._plans[key]
+
+    def once(self, about: Any, find: Callable[[], float]) -> float:
+        """Return what `find` returns, which is called once for what it is about."""
+        if about not in self._found:
+            self._found[about] = find()
+        return self._found[about]
 
 
 def closure_of(typing: str, config: SelectionConfig) -> Closure:

@@ -41,7 +41,7 @@ def table(rows: list[dict]) -> pa.Table:
 
 def test_a_sound_dataset_is_described_from_its_own_rows() -> None:
     chosen = [CORPUS_ROWS[0], CORPUS_ROWS[1], CORPUS_ROWS[2]]
-    found = check(table(chosen), CELL, CORPUS, np.ones(4, bool))
+    found = check(table(chosen), CELL, CORPUS, np.ones(4, bool), {"covered": 4, "bound": 4})
     assert found["samples"] == 3 and found["tokens"] == {"response": 3} and found["coverage"] == {"response-meso": 1.0}
     assert sum(found["sources"].values()) == 3 and found["cell"]["level"] == 1.0
     assert found["content"] == content_hash(id_array(table(chosen).column("sample_id"))[::-1])
@@ -68,14 +68,22 @@ def test_planted_faults_are_found(rows: list[dict], message: str) -> None:
         check(table(rows), CELL, CORPUS)
 
 
-def test_coverage_is_exactly_what_the_level_keeps() -> None:
+def test_coverage_is_what_the_target_says_and_nothing_beyond_it() -> None:
     rows = table([CORPUS_ROWS[i] for i in (1, 3, 5)])  # types 1, 0, 2: not type 3
-    check(rows, CELL, CORPUS, np.array([1, 1, 1, 0], bool))
-    with pytest.raises(DatasetError, match="1 of 4 kept types have no sample"):
-        check(rows, CELL, CORPUS, np.ones(4, bool))
-    with pytest.raises(DatasetError, match="1 types are covered that the level does not keep"):
-        check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool))
-    check(rows, CELL, CORPUS, np.array([1, 1, 0, 0], bool), closure="loose")
+    three, four, two = np.array([1, 1, 1, 0], bool), np.ones(4, bool), np.array([1, 1, 0, 0], bool)
+    check(rows, CELL, CORPUS, three, {"covered": 3, "bound": 3})
+    check(rows, CELL, CORPUS, four, {"covered": 3, "bound": 4})  # one that the size does not hold is no error
+    check(rows, CELL, CORPUS, two, {"covered": 2, "bound": 2}, closure="loose")
+    for kept, target, message in (
+        (two, {"covered": 2, "bound": 2}, "1 types are covered that the level does not keep"),
+        (four, {"covered": 4, "bound": 4}, "3 of 4 kept types are covered, not 4 as its target says"),
+        (four, {"covered": 2, "bound": 4}, "not 2 as its target says"),
+        (four, {"covered": 3, "bound": 2}, "more than the bound 2"),
+        (four, {"covered": 3}, "more than the bound None"),
+        (four, None, "not None as its target says"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            check(rows, CELL, CORPUS, kept, target)
 
 
 def test_the_whole_corpus_is_all_of_its_rows() -> None:

@@ -1,6 +1,7 @@
 """Selection from shards against selection on one machine: the same bytes for any cut."""
 
 import logging
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diversity.keys import priorities
+from diversity.selection import sharded_picks
+from diversity.selection.bound import most_covered
+from diversity.selection.chance import random_coverage
 from diversity.selection.cover import cover_then_fill
-from diversity.selection.levels import constant_order, level_table
+from diversity.selection.levels import level_table
 from diversity.selection.peel import admissible, peel, pool_sizes
 from diversity.selection.pool import InfeasibleLevel, InfeasibleSize
 from diversity.selection.shard import Shard
-from diversity.selection.sharded import LocalShards, peel_sharded, plan_sharded, prune_sharded, select_sharded
+from diversity.selection.sharded import LocalShards, peel_sharded, plan_sharded, prune_sharded
+from diversity.selection.sharded_picks import count_covered, most_covered_sharded, random_coverage_sharded, select_sharded
 from diversity.typings.incidence import Incidence
 from tests.diversity.naive import incidences, keys_of, no_control, ties_of, typed_of
 
@@ -65,15 +69,14 @@ def test_levels_and_picks_equal_those_of_one_machine(incidence, closure, count, 
     size, most = data.draw(st.integers(1, n)), data.draw(st.sampled_from([1, 2, None]))
     objective = data.draw(st.sampled_from(["cover", "concave"]))
     keys = keys_of(n)
-    expected = either(
-        lambda: cover_then_fill(
-            typed, k, np.array([size]), no_control(n), priorities(keys, seed, "sample"), constant_order(keys), objective
-        )
-    )
+    expected = either(lambda: cover_then_fill(typed, k, np.array([size]), no_control(n), keys, seed, objective))
     found = either(lambda: select_sharded(sharded, k, size, seed, objective, most))
     assert (expected is None) == (found is None)
     if found is not None:
         assert found[0].tolist() == expected[0].tolist() and found[1].tolist() == expected[1].tolist()
+        assert count_covered(sharded, k, found[0]) == incidence.covered(found[0])[typed.position <= k].sum()
+        assert most_covered_sharded(sharded, k, size) == most_covered(typed, k, np.array([size]), no_control(n))
+        assert random_coverage_sharded(sharded, k, size) == random_coverage(typed, k, np.array([size]), no_control(n), keys)
 
 
 def either(do):
@@ -91,12 +94,12 @@ def test_the_table_of_levels_equals_that_of_one_machine(incidence, count, kmin_f
     sizes = data.draw(st.lists(st.integers(1, max(1, n // 2)), min_size=1, max_size=2, unique=True))
     rho = data.draw(st.sampled_from([1, 1.1, 1.5]))
     sharded = prune_sharded(cut(incidence, count), ties_of(incidence.n_types))
-    expected = either(lambda: level_table(typed_of(incidence), keys_of(n), no_control(n), sizes, SEVEN, rho, kmin_from))
+    expected = either(lambda: level_table(typed_of(incidence), no_control(n), sizes, SEVEN, rho, kmin_from))
     found = either(lambda: plan_sharded(sharded, sizes, SEVEN, rho, kmin_from))
     assert (expected is None) == (found is None)
     for size in expected or ():
         one, other = expected[size], found[size]
-        assert (one.k_min, one.k_max, one.levels, one.quota.tolist()) == (other.k_min, other.k_max, other.levels, other.quota.tolist())
+        assert (one.k_min, one.n_types, one.levels, one.quota.tolist()) == (other.k_min, other.n_types, other.levels, other.quota.tolist())
 
 
 @pytest.mark.parametrize("count", CUTS)
@@ -106,17 +109,43 @@ def test_a_dataset_of_some_size_needs_no_more_than_candidates(count, caplog):
     with caplog.at_level(logging.WARNING):
         sharded = prune_sharded(cut(incidence, count), ties_of(incidence.n_types))
         plan = plan_sharded(sharded, [400], SEVEN)[400]
-        assert plan.levels == level_table(typed, keys, no_control(4000), [400], SEVEN)[400].levels
+        assert plan.levels == level_table(typed, no_control(4000), [400], SEVEN)[400].levels
         for level in plan.levels:
-            order = priorities(keys, 2, "sample")
-            expected = cover_then_fill(typed, level.k_realised, plan.quota, no_control(4000), order, constant_order(keys))
+            expected = cover_then_fill(typed, level.k_realised, plan.quota, no_control(4000), keys, 2)
             rows, reasons = select_sharded(sharded, level.k_realised, 400, 2)
             assert rows.tolist() == expected[0].tolist() and reasons.tolist() == expected[1].tolist()
     assert "gathered" not in caplog.text
-    sent = sum(
-        len(part.rows) for part in sharded.shards.each("candidates", incidence.n_types, np.ones(incidence.n_types, bool), 0, "sample", 9)
-    )
+    sent = sum(len(part.rows) for part in sharded.shards.each("candidates", incidence.n_types, np.ones(incidence.n_types, bool), 0, 9))
     assert sent < 150 * 9 * count
+
+
+@pytest.mark.parametrize("count", CUTS)
+@pytest.mark.parametrize("size", [15, 60, 120])
+def test_greedy_coverage_from_shards_is_that_of_one_machine_and_moves_few_rows(count, size, caplog, monkeypatch):
+    """Sizes that can't hold all types: in windows of one, a few and many shards, asked for one, some or all at once."""
+    incidence = zipf(3, 6000, 800, 20)
+    typed, keys, k = typed_of(incidence), keys_of(6000), incidence.n_types
+    expected = cover_then_fill(typed, k, np.array([size]), no_control(6000), keys, 5)
+    assert incidence.covered(expected[0]).mean() < 1
+    shards, sent = cut(incidence, count), []
+
+    class Counted:
+        def each(self, method, *arguments):
+            found = shards.each(method, *arguments)
+            sent.append(sum(len(part.rows.rows) for part in found) if method == "propose" else 0)
+            assert method != "everything"
+            return found
+
+    sharded = replace(prune_sharded(shards, ties_of(k)), shards=Counted())
+    for best, block in ((1, 1), (4, 16), (2, 1000)):
+        sent.clear()
+        monkeypatch.setattr(sharded_picks, "_BEST", best)
+        monkeypatch.setattr(sharded_picks, "_BLOCK", block)
+        rows, reasons = select_sharded(sharded, k, size, 5)
+        assert rows.tolist() == expected[0].tolist() and reasons.tolist() == expected[1].tolist()
+        if block == 16:
+            assert sum(sent) < 6000 * (1 + count) / 2
+    assert "gathered" not in caplog.text
 
 
 def test_what_candidates_cannot_tell_is_gathered_and_said(caplog):
@@ -126,8 +155,7 @@ def test_what_candidates_cannot_tell_is_gathered_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         rows, _ = select_sharded(sharded, incidence.n_types, 300, 0, "concave")
     assert "gathered" in caplog.text
-    order = priorities(keys, 0, "sample")
-    expected, _ = cover_then_fill(typed, incidence.n_types, np.array([300]), no_control(600), order, constant_order(keys), "concave")
+    expected, _ = cover_then_fill(typed, incidence.n_types, np.array([300]), no_control(600), keys, 0, "concave")
     assert rows.tolist() == expected.tolist()
 
 

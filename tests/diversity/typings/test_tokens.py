@@ -294,6 +294,8 @@ def test_band_is_inclusive_and_scales():
     assert band.limits(5) == (10, 500)
     assert BandConfig(scaled=True).limits(117_000) == (10, 500)
     assert BandConfig(scaled=True).limits(12_000) == (3, 51)
+    assert BandConfig(scaled=True).limits(50) == (3, 50), "a floor, else it is empty below some 700 samples"
+    assert BandConfig(low=5, high=20, scaled=True).limits(50) == (3, 20)
     assert BandConfig(scaled=True).limits(1_170_000) == (100, 5000)
     with pytest.raises(ValueError, match="low 9 is above high 3"):
         BandConfig(low=9, high=3)

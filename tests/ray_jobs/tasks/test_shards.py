@@ -11,11 +11,12 @@ import ray
 
 from diversity.artifact import Storage
 from diversity.cell import Cell, GridConfig, expand
-from diversity.keys import content_priorities, priorities, sample_keys
+from diversity.keys import content_priorities, sample_keys
 from diversity.selection.cover import cover_then_fill
-from diversity.selection.levels import constant_order, level_table
+from diversity.selection.levels import level_table
 from diversity.selection.peel import TypedInputs, prune
-from diversity.selection.sharded import plan_sharded, prune_sharded, select_sharded
+from diversity.selection.sharded import plan_sharded, prune_sharded
+from diversity.selection.sharded_picks import select_sharded
 from diversity.selection.strategies import Inputs, SelectionConfig, select
 from diversity.typings.incidence import Incidence, Typing
 from diversity.typings.typed import types_table
@@ -56,13 +57,12 @@ def test_actors_give_what_one_machine_gives(profile, ray_local, count):
     assert len(nodes_of(shards)) == min(count, len([node for node in ray.nodes() if node["Alive"]]))
     sharded = prune_sharded(shards, tie, rows_a_round=400)
     assert sharded.position.tobytes() == pruning.position.tobytes()
-    plan = plan_sharded(sharded, [300], LEVELS)[300]
-    expected_plan = level_table(typed, keys, no_control(2500), [300], LEVELS)[300]
-    assert plan.levels == expected_plan.levels
-    for level in plan.levels:
-        rows, reasons = select_sharded(sharded, level.k_realised, 300, 1)
-        order = priorities(keys, 1, "sample")
-        expected = cover_then_fill(typed, level.k_realised, plan.quota, no_control(2500), order, constant_order(keys))
+    plans = plan_sharded(sharded, [20, 300], LEVELS)  # 20 samples don't hold all types, 300 do
+    expected_plans = level_table(typed, no_control(2500), [20, 300], LEVELS)
+    for size, level in [(size, level) for size, plan in plans.items() for level in plan.levels]:
+        assert level == expected_plans[size].at(level.fraction)
+        rows, reasons = select_sharded(sharded, level.k_realised, size, 1)
+        expected = cover_then_fill(typed, level.k_realised, plans[size].quota, no_control(2500), keys, 1)
         assert rows.tobytes() == expected[0].tobytes() and reasons.tobytes() == expected[1].tobytes()
 
 
@@ -84,7 +84,7 @@ def test_three_raylets_give_what_one_machine_gives():
 def test_cells_and_the_sealed_peel_are_those_of_one_machine(profile, ray_local, kmin_from):
     artifact, incidence, keys = profile
     selection = SelectionConfig(kmin_from=kmin_from)
-    grid = GridConfig(strategies=["response-micro"], sizes=[200, 300], levels=LEVELS)
+    grid = GridConfig(strategies=["response-micro"], sizes=[20, 300], levels=LEVELS)
     typing = Typing("response-micro", incidence, *([t[name] for t in artifact.read("types").to_pylist()] for name in ("content", "label")))
     peels = [artifact.storage.artifact("peel", f"{number}{kmin_from:0>31}") for number in range(2)]
     samples = Samples(np.zeros(0), keys, np.zeros(2500, np.int32), ["a"], {"response": np.ones(2500, np.int32)})

@@ -39,8 +39,10 @@ def failed(verdicts: list[Verdict]) -> set[tuple[str, str]]:
 
 
 def test_every_strategy_passes_every_property_from_its_text_too(ground: Ground) -> None:
-    grid = GridConfig(strategies=[*TYPINGS, "response-micro@word", *STRATEGIES], sizes=[40, 60], levels=LEVELS)
+    grid = GridConfig(strategies=[*TYPINGS, "response-micro@word", *STRATEGIES], sizes=[12, 60], levels=LEVELS)
     paths = build(ground, SelectionConfig(), grid, "all")
+    targets = [found["target"] for path in paths.values() if "target" in (found := ground.storage.at(path).manifest)]
+    assert {target["covered"] == target["k_realised"] for target in targets} == {True, False}, "all types fit some sizes and not others"
     verdicts = verdicts_of(ground, "all", from_text=True)
     assert [one for one in verdicts if one.outcome == FAIL] == []
     for name in paths:
@@ -147,7 +149,13 @@ def copy(sound: tuple[Path, dict[str, str]], tmp_path: Path) -> Copy:
         (faults.same_coverage, faults.HIGH, {"seed"}),
         (faults.wrong_k, faults.HIGH, {"coverage", "seed"}),
         (faults.uncovered, faults.HIGH, {"coverage", "seed"}),
-        (faults.levels_swapped, faults.HIGH, {"nested", "coverage", "seed"}),
+        (faults.levels_swapped, faults.LOW, {"pool", "coverage", "seed"}),
+        (faults.levels_swapped, faults.HIGH, {"coverage", "seed"}),
+        (faults.covered_misstated, faults.HIGH, {"coverage", "seed"}),
+        (faults.covered_less, faults.HIGH, {"seed"}),
+        (faults.bound_below, faults.HIGH, {"coverage", "seed"}),
+        (faults.bound_above, faults.HIGH, {"coverage", "seed"}),
+        (faults.random_misstated, faults.HIGH, {"seed"}),
         (faults.reason_changed, faults.HIGH, {"chosen_for", "seed"}),
         (faults.quota_missed, faults.QUOTA, {"control", "seed"}),
         (faults.budget_missed, faults.BUDGET, {"control", "seed"}),

@@ -82,7 +82,7 @@ def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], 
     assert len(seen) >= 3
 
 
-def test_a_dial_that_ends_below_a_sample_says_so() -> None:
+def test_what_keeps_a_sample_out_and_what_was_passed_over() -> None:
     types = Types(np.array([0, 1, 2, 4]), np.array([0, 1, 0, 2]), 3)
     given = Choosing(
         cell=Cell("response-micro", 1, Fraction(1)),
@@ -92,16 +92,20 @@ def test_a_dial_that_ends_below_a_sample_says_so() -> None:
         position=np.array([1, 2, 3]),
         births=np.array([1, 2, 3]),
         priority=np.arange(3),
-        target={"k_realised": 1, "k_min": 1, "k_max": 2},
+        target={"k_realised": 1, "k_min": 1, "M": 3, "covered": 1},
         rows=np.array([0]),
         chosen_for=np.array([0]),
     )
-    assert "from about level 1.00 on" in explain_typed(given, 1).because[1]
-    assert "in the pool of no level" in explain_typed(given, 2).because[1]
-    wider = dataclasses.replace(given, target={"k_realised": 3, "k_min": 3, "k_max": 3})
+    assert "from about level 0.50 on" in explain_typed(given, 1).because[1]
+    assert "from about level 1.00 on" in explain_typed(given, 2).because[1]
+    wider = dataclasses.replace(given, target={"k_realised": 3, "k_min": 3, "M": 3, "covered": 1})
+    assert "0 of its 1 kept types are covered" in explain_typed(wider, 1).because[0]
+    assert "No chosen sample has 'b': the size holds 1 of the k = 3 kept types" in explain_typed(wider, 1).because[1]
     assert "It is the first of them" in explain_typed(wider, 0).because[1]
     later = dataclasses.replace(wider, rows=np.array([2]), chosen_for=np.array([0]), passes_over="the budget")
     assert explain_typed(later, 2).because[1] == "1 of the 1 before it are not in the dataset: the budget."
+    greedy = dataclasses.replace(later, passes_over="")
+    assert "greedy coverage took" in explain_typed(greedy, 2).because[1] and "greedy coverage took" in explain_typed(greedy, 0).because[1]
 
 
 def test_strategies_without_types_are_explained_by_their_order(datasets: dict[str, SealedDataset]) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from diversity.artifact import Storage
+from diversity.cell import Cell
 from diversity.notebook import profile
 from diversity.typings.tokens import BandConfig
-from ray_jobs.tools.pick import arguments, compose, main
+from ray_jobs.tools.pick import arguments, compose, gained, main
 
 ROWS = 1500
 BAND = BandConfig(low=3, high=50)  # of so few samples
@@ -66,6 +70,8 @@ def test_a_pick_is_what_the_library_chooses_and_the_next_begins_with_its_profile
         "response     ngram_ratio_1",
         "coverage of response-micro@word",
         "types kept",
+        "of these covered",
+        "The pick covers ",
         "source  corpus",
         "sealed: ",
     ):
@@ -91,14 +97,20 @@ def test_a_pick_is_what_the_library_chooses_and_the_next_begins_with_its_profile
 
 @pytest.mark.usefixtures("ray_local")
 def test_sizes_that_cannot_be_had(data: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(data, "--size", ROWS + 1, "--storage", storage) == 1
+    assert run(data, "--size", ROWS + 1, "--strategy", "random", "--storage", storage) == 1
     assert (
         capsys.readouterr().err.splitlines()[-1]
         == f"pick: --size {ROWS + 1}: the data has {ROWS} usable samples; the largest size is {ROWS}"
     )
-    assert run(data, "--size", ROWS - 1, "--strategy", "response-micro@word", "--storage", storage) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pick: ")]
-    assert "response-micro@word_n1499" in line and "largest" in line
+    given = ["--strategy", "response-micro@word", "--storage", storage]
+    for size in (ROWS - 1, ROWS + 1):
+        assert run(data, "--size", size, *given) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pick: ")]
+        assert f"response-micro@word_n{size}" in line
+    largest = re.search(r"the largest (\d+) .* with rho 1 the largest is (\d+)", line)
+    assert largest, line
+    assert run(data, "--size", largest[1], *given) == 0
+    assert run(data, "--size", largest[2], *given, "--rho", 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -132,8 +144,33 @@ def test_refused_before_any_work(
 def test_the_band_goes_by_the_data(data: Path) -> None:
     given = [str(data), "--size", "5"]
     for samples, limits in ((117_000, (10, 500)), (234_000, (20, 1000)), (11_700, (3, 50)), (100, (3, 50))):
-        assert compose(arguments(given), samples).profile.band.limits(samples) == limits
-    assert compose(arguments([*given, "--band", "2", "30"]), 100).profile.band.limits(100) == (2, 30)
+        assert compose(arguments(given)).profile.band.limits(samples) == limits
+    assert compose(arguments([*given, "--band", "2", "30"])).profile.band.limits(100) == (2, 30)
+
+
+def manifests(pick: tuple, random: tuple, **more: object) -> dict:
+    """Return the manifests of a pick and of random from (coverage, tokens, samples)."""
+    made = {}
+    for name, (coverage, tokens, samples) in {"pick": pick, "random": random}.items():
+        made[name] = {"coverage": {"response-micro": coverage}, "tokens": {"response": tokens}, "samples": samples}
+    made["pick"] |= more
+    return made
+
+
+def test_it_ends_with_what_was_gained_over_random() -> None:
+    cell = Cell("response-micro", 100, Fraction(1))
+    said = gained(cell, manifests((0.982, 21_200, 100), (0.596, 6_800, 100)))
+    assert said.split("\n") == [
+        "The pick covers 98.2% of response-micro, random of the same size 59.6%; its responses have 212 tokens where random's have 68 "
+        "(3.1 times as long); so it holds 21,200 response tokens and random 6,800.",
+        "Longer responses alone change what a model learns: --control length-quota --rho 3 holds the lengths, "
+        "--control tokens the amount of text.",
+    ]
+    assert "\n" not in gained(replace(cell, control="tokens"), manifests((0.9, 21_200, 100), (0.5, 6_800, 100)))
+    low = gained(replace(cell, level=Fraction(0)), manifests((0.1, 50, 10), (0.5, 60, 10), target={"k_realised": 7, "M": 50}))
+    assert low.endswith("At this level it keeps 7 of 50 types; --level 1 keeps all.")
+    assert "obeys no control that holds length" in gained(Cell("longest", 10, None), manifests((0.6, 90, 10), (0.5, 60, 10)))
+    assert gained(cell, {"pick": {}}) == ""
 
 
 def test_only_what_the_strategy_needs_is_made(data: Path, tmp_path: Path) -> None:
