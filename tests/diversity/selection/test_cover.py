@@ -81,6 +81,22 @@ def test_the_order_of_rows_does_not_matter(incidence, random, data):
     assert why.tolist() == reasons.tolist()
 
 
+@settings(max_examples=60, deadline=None)
+@given(incidences(), CLOSURES, st.randoms(use_true_random=False), st.data())
+def test_the_numbers_of_types_do_not_matter(incidence, closure, random, data):
+    typed, n = typed_of(incidence, closure), incidence.n_samples
+    k = admissible_k(data, typed)
+    quota = np.array([data.draw(st.integers(1, int(pool_sizes(typed)[k])))])
+    new = np.array(random.sample(range(incidence.n_types), incidence.n_types))  # type t is called new[t]
+    lists = [sorted(new[incidence.row(i)].tolist()) for i in range(n)]
+    back = np.argsort(new)
+    renamed = type(typed)(Incidence.from_lists(lists, incidence.n_types), typed.type_tie[back], typed.position[back], typed.birth)
+    rows, reasons = cover_then_fill(typed, k, quota, no_control(n), keys_of(n), 1)
+    again, why = cover_then_fill(renamed, k, quota, no_control(n), keys_of(n), 1)
+    assert again.tolist() == rows.tolist() and why.tolist() == new[reasons].tolist()
+    assert most_covered(renamed, k, quota, no_control(n)) == most_covered(typed, k, quota, no_control(n))
+
+
 @settings(max_examples=150, deadline=None)
 @given(incidences(min_rows=4), CLOSURES, st.sampled_from(["cover", "concave"]), st.data())
 def test_quotas_are_met_bin_by_bin(incidence, closure, objective, data):

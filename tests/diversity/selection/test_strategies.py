@@ -145,6 +145,7 @@ def test_typed_strategies_cover_nothing_that_they_do_not_keep_and_say_how_much(c
     target = picks.target
     assert 1 <= (covered & picks.kept).sum() == target["covered"] <= target["bound"] <= k
     assert 0 < target["random"] <= target["bound"]
+    assert target["covered"] >= target["random"] or cell.control == "tokens"  # where a longer sample may leave room for fewer
     if closure_of(cell.strategy, config) == "strict":
         assert not (covered & ~picks.kept).any()
     assert (typed.birth[picks.rows] >= 1).all() and (typed.birth[picks.rows] <= k).all()
