@@ -64,12 +64,16 @@ def least_bound(kept: np.ndarray, counts: np.ndarray, spare: float, best: Best) 
         best: prices `(M,) int64` to (what the best samples within the budget gather, how often they have each type `(M,) float64`).
     """
     k = int(kept.sum())
-    least = k
+
+    def bound_at(prices: np.ndarray) -> tuple[int, np.ndarray]:
+        most, times = best(prices)
+        return (k * SCALE - int(prices.sum()) + most) // SCALE, times
+
+    least = min(k, bound_at(np.where(kept, SCALE, 0))[0])  # at the price 1 it is the types of the widest samples, exact for disjoint types
     price = np.where(kept, np.minimum(1.0, spare / np.maximum(counts, 1)), 0.0)
     for step in range(ROUNDS):
-        prices = np.floor(price * SCALE).astype(np.int64)
-        most, times = best(prices)
-        least = min(least, (k * SCALE - int(prices.sum()) + most) // SCALE)
+        bound, times = bound_at(np.floor(price * SCALE).astype(np.int64))
+        least = min(least, bound)
         # (1 + x/8)^8 for e^x: made of products alone, it is the same on every processor.
         factor = 1.0 + _RATE / (1.0 + _DECAY * step) * (1.0 - np.minimum(times, _TIMES)) / 8.0
         for _ in range(3):

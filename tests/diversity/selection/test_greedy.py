@@ -105,6 +105,8 @@ def test_any_prices_give_a_bound(incidence, prices, data):
 def test_the_bound_is_exact_for_disjoint_types_and_close_for_real_shapes():
     disjoint = typed_of(Incidence.from_lists([[t] for t in range(30) for _ in range(3)], 30))
     assert most_covered(disjoint, 30, np.array([12]), no_control(90)) == 12
+    uneven = typed_of(Incidence.from_lists([[t] for t in range(80) for _ in range(1 + t % 7)], 80))
+    assert most_covered(uneven, 80, np.array([50]), no_control(uneven.incidence.n_samples)) == 50
     assert most_covered(disjoint, 30, np.array([90]), no_control(90)) == 30
     incidence = zipf(2000, 900)
     typed = typed_of(incidence)
