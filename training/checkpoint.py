@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diversity.config import UserError
+from training.chat import ChatFormat, load_tokenizer
 from training.config import SftConfig
 from training.engine import with_adapters
+from training.rendering import Template
 
 STATE = "state"  # the tag under which DeepSpeed files every rank's shards
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map*", "added_tokens*", "vocab*", "merges*", "chat_template*", "generation_config.json")
+MORE_TEMPLATES = "additional_chat_templates"
 MAX_SHARD = "5GB"
 
 Rows = list[dict[str, Any]]
@@ -190,7 +194,7 @@ def consolidate(engine: Any) -> dict[str, torch.Tensor] | None:
     return state if leads else None
 
 
-def export(engine: Any, source: Path, folder: Path, sft: SftConfig, *, chat_template: str | None = None) -> None:
+def export(engine: Any, source: Path, folder: Path, sft: SftConfig, *, chat: ChatFormat | None = None) -> None:
     """Write the trained model as a Hugging Face folder that transformers and vLLM open; all ranks call this, rank 0 writes.
 
     Args:
@@ -198,14 +202,14 @@ def export(engine: Any, source: Path, folder: Path, sft: SftConfig, *, chat_temp
         source: the folder that the run began with; its tokenizer and generation config are copied as they are.
         folder: a new folder.
         sft: the run's configuration; adapters are merged into the weights.
-        chat_template: Jinja, written where the source has none, so that inference builds the prompts that training saw.
+        chat: how samples looked, so that inference builds the prompts that training saw and stops where answers ended.
     """
     state = consolidate(engine)
     if state is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     _fresh_model(source, state, sft).save_pretrained(folder, max_shard_size=MAX_SHARD)
-    copy_tokenizer(source, folder, chat_template)
+    copy_tokenizer(source, folder, chat)
     usual_modes(folder)
 
 
@@ -228,15 +232,45 @@ def _fresh_model(source: Path, state: dict[str, torch.Tensor], sft: SftConfig) -
     return model.merge_and_unload()
 
 
-def copy_tokenizer(source: Path, folder: Path, chat_template: str | None = None) -> None:
-    """Copy what a tokenizer and generation need, byte for byte."""
+def copy_tokenizer(source: Path, folder: Path, chat: ChatFormat | None = None) -> None:
+    """Copy what a tokenizer and generation need, byte for byte, but for a chat template or an end that was another in training."""
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+    if (source / MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / MORE_TEMPLATES, folder / MORE_TEMPLATES, dirs_exist_ok=True)
+    if chat is None:
+        return
+    if load_tokenizer(source).chat_template != chat.template:
+        _write_template(folder, chat.template)
+    _stop_at(folder / "generation_config.json", chat.ends)
+
+
+def _write_template(folder: Path, template: Template) -> None:
+    """Write a folder's only chat template, or its only ones by name."""
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    for path in folder.glob("chat_template*"):
+        path.unlink()
     config = folder / "tokenizer_config.json"
-    has_own = any(folder.glob("chat_template*")) or (config.exists() and '"chat_template"' in config.read_text("utf-8"))
-    if chat_template and not has_own:
-        (folder / "chat_template.jinja").write_text(chat_template, "utf-8")
+    values = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    if values.pop("chat_template", None) is not None:
+        config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    named = {"default": template} if isinstance(template, str) else dict(template)
+    (folder / "chat_template.jinja").write_text(named.pop("default"), "utf-8")
+    for name, one in named.items():
+        (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
+        (folder / MORE_TEMPLATES / f"{name}.jinja").write_text(one, "utf-8")
+
+
+def _stop_at(path: Path, ends: Sequence[int]) -> None:
+    """Have generation stop at these tokens too, behind those that it stops at already."""
+    values = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    own = values.get("eos_token_id")
+    known = [] if own is None else list(own) if isinstance(own, list) else [own]
+    if more := [end for end in ends if end not in known]:
+        stops = [*known, *more]
+        values["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def usual_modes(folder: Path) -> None:

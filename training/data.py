@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import MANIFEST, Storage
 from diversity.config import UserError
+from diversity.corpus.samples import sample_id
 from diversity.datasets import dataset
 from diversity.keys import sample_keys
-from training.chat import ChatEncoder, Encoded, fit, load_tokenizer
+from training.chat import ChatEncoder, ChatFormat, Encoded, fit, learnt_ends, load_tokenizer, plain_messages
 from training.config import SftConfig
 from training.packing import Step, plan_steps
+from training.templates import Unrenderable
+
+COLUMNS = ("sample_id", "messages", "tools")  # of a sample, what training sees
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Job:
 
     Attributes:
         model: a Hugging Face folder on this node.
-        samples: a dataset's rows; `sample_id` and `messages` are read, sorted by sample_id.
+        samples: a dataset's rows; `sample_id`, `messages` and, where there is one, `tools` are read, sorted by sample_id.
         sft: how.
         training_seed: seed of the data order, and of adapters and dropout where there are any.
         device: `cpu` or `cuda`.
@@ -39,31 +44,32 @@ class Job:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from: encoded samples that fit, and every step's batch; the same on all ranks."""
+    """What a run learns from: encoded samples that fit, every step's batch, and the prompts' format; the same on all ranks.
+
+    A sample is one sequence, or several where its chat template shows turns in another way once the conversation has gone on.
+    """
 
     encoded: list[Encoded]
     sample_ids: list[str]
     steps: list[Step]
     counts: dict[str, int]
-    chat_template: str
+    chat: ChatFormat
 
 
 def prepare_data(job: Job, world_size: int) -> Data:
     """Return the encoded samples and the plan of all steps.
 
     Raises:
-        UserError: no sample fits.
+        UserError: no sample fits, or the chat template can't say some of them.
     """
     sft = job.sft
     encoder = ChatEncoder(load_tokenizer(job.model), sft.template)
-    whole = encoder.encode_all(job.samples["messages"].to_pylist())
+    ids, owner, whole = _sequences(encoder, job.samples)
     fitted = [fit(one, sft.max_length, sft.overlong) for one in whole]
     kept = [i for i, one in enumerate(fitted) if one is not None]
     if not kept:
-        raise UserError(f"none of {len(whole)} samples fits sft.max_length={sft.max_length}")
+        raise UserError(f"none of {len(job.samples)} samples fits sft.max_length={sft.max_length}")
     encoded = [one for one in fitted if one is not None]
-    cut = sum(len(fitted[i] or ()) < len(whole[i]) for i in kept)
-    ids = job.samples["sample_id"].to_pylist()
     steps = plan_steps(
         np.array([len(one) for one in encoded]),
         np.array([one.response_tokens for one in encoded]),
@@ -74,25 +80,77 @@ def prepare_data(job: Job, world_size: int) -> Data:
         row_tokens=sft.capacity,
         seed=job.training_seed,
         world_size=world_size,
-        keys=sample_keys([ids[i] for i in kept]),
+        keys=_keys([ids[i] for i in kept]),
     )
-    counts = {"samples": len(encoded), "truncated": cut, "dropped": len(whole) - len(kept)}
-    return Data(encoded, [ids[i] for i in kept], steps, counts, encoder.chat_template)
+    samples = len({owner[i] for i in kept})
+    cut = sum(len(fitted[i] or ()) < len(whole[i]) for i in kept)
+    counts = {"samples": samples, "truncated": cut, "dropped": len(job.samples) - samples}
+    chat = ChatFormat(encoder.chat_template, learnt_ends(encoder, whole))
+    return Data(encoded, [owner[i] for i in kept], steps, counts, chat)
+
+
+def _sequences(encoder: ChatEncoder, samples: pa.Table) -> tuple[list[str], list[str], list[Encoded]]:
+    """Return the sequences' own ids, the ids of their samples, and the sequences.
+
+    Raises:
+        UserError: the chat template can't say some samples.
+    """
+    names = samples["sample_id"].to_pylist()
+    tools = samples["tools"].to_pylist() if "tools" in samples.column_names else None
+    found = encoder.sequences(samples["messages"].to_pylist(), tools)
+    refused = [(name, one) for name, one in zip(names, found, strict=True) if isinstance(one, Unrenderable)]
+    if refused:
+        name, reason = refused[0]
+        raise UserError(
+            f"{len(refused)} of {len(names)} samples can't be trained on with this model's chat format; sample {name}: {reason}. "
+            "Leave such samples out of the corpus, or set sft.template"
+        )
+    ids, owner, whole = [], [], []
+    for name, sequences in zip(names, found, strict=True):
+        for number, one in enumerate(sequences if not isinstance(sequences, Unrenderable) else []):
+            turn = len(sequences) - 1 - number  # 0 is the whole conversation, which has the sample's own place in the order
+            ids.append(name if turn == 0 else blake2b(f"{name}/{turn}".encode(), digest_size=16).hexdigest())
+            owner.append(name)
+            whole.append(one)
+    return ids, owner, whole
+
+
+def _keys(ids: list[str]) -> np.ndarray:
+    try:
+        return sample_keys(ids)
+    except ValueError as error:
+        raise UserError(f"{error}: leave the column sample_id out, and the ids are made from the messages") from None
 
 
 def read_samples(path: Path) -> pa.Table:
     """Return a dataset's rows from a sealed folder (of texts or of picks alone), a folder of parquet files, or one file, by sample_id.
 
+    Files without a column `sample_id` get one, made from the messages.
+
     Raises:
-        UserError: there is nothing of the kind.
+        UserError: there is nothing of the kind, or a file can't be read.
     """
     if (path / MANIFEST).is_file() and path.parent.name == "datasets":
-        return dataset.read(Storage(str(path.resolve().parents[1])).artifact("datasets", path.resolve().name), ["sample_id", "messages"])
+        table = dataset.read(Storage(str(path.resolve().parents[1])).artifact("datasets", path.resolve().name))
+        return table.select([name for name in COLUMNS if name in table.column_names])
     folder = path / "data" if (path / "data").is_dir() else path
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"{path} is neither a parquet file nor a folder that holds some: give a dataset of build_datasets")
-    tables = [pq.read_table(file) for file in files]
-    if missing := {"sample_id", "messages"} - set(tables[0].column_names):
-        raise UserError(f"{files[0]} has no column {' and '.join(sorted(missing))}")
-    return pa.concat_tables([table.select(["sample_id", "messages"]) for table in tables]).sort_by("sample_id")
+    table = pa.concat_tables([_read_file(file) for file in files], promote_options="default")
+    if not len(table):
+        raise UserError(f"{path} holds no sample")
+    return table.sort_by("sample_id")
+
+
+def _read_file(file: Path) -> pa.Table:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} can't be read as parquet: {' '.join(str(error).split())[:200]}") from None
+    if "messages" not in table.column_names:
+        raise UserError(f"{file} has no column messages")
+    if "sample_id" not in table.column_names:
+        ids = [sample_id(plain_messages(messages)) for messages in table["messages"].to_pylist()]
+        table = table.append_column("sample_id", pa.array(ids, pa.string()))
+    return table.select([name for name in COLUMNS if name in table.column_names])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.chat import JINJA
+from training.templates import JINJA
 
 # What llama.cpp calls a tensor of block N -> what transformers' LlamaForCausalLM calls it.
 BLOCK_TENSORS = {

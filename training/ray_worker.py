@@ -177,7 +177,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
         task.model.begin()
     sealing = time.perf_counter()
     with local_copy(task.model, WEIGHTS, write=leads) as folder:
-        export(trained.engine, base, folder, task.sft, chat_template=trained.chat_template)
+        export(trained.engine, base, folder, task.sft, chat=trained.chat)
     if leads:
         task.model.write(trained.rows, "train.parquet")
         figures |= {**trained.summary, "export_s": time.perf_counter() - sealing}

@@ -31,6 +31,7 @@ import yaml
 
 from diversity.artifact import digest
 from diversity.config import UserError, parse
+from training.chat import ChatFormat
 from training.checkpoint import CheckpointFolder, export, load_other_world
 from training.config import SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
@@ -63,11 +64,11 @@ class NonFiniteLoss(UserError):
 
 @dataclass
 class Trained:
-    """A finished run: the engine with the trained weights, a row for each step, figures for its manifest, and its chat template."""
+    """A finished run: the engine with the trained weights, a row for each step, how samples looked, and figures for its manifest."""
 
     engine: Any
     rows: pa.Table
-    chat_template: str
+    chat: ChatFormat
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -147,7 +148,7 @@ def fine_tune(
         if trackers:
             trackers.close(failed=failed)
     figures = summary(data.counts, data.steps, rows, clock.laps, ceiling)
-    return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat_template, figures)
+    return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat, figures)
 
 
 def _with_pace(row: dict[str, Any], ceiling: float) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def _run(given: argparse.Namespace) -> None:
         resume = (lambda engine: load_other_world(engine, elsewhere, name)) if elsewhere else folder.resume
         memory = free_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         trained = fine_tune(job, resume=resume, checkpoint=folder.save, memory=memory, track=track, universal=elsewhere is not None)
-        export(trained.engine, job.model, given.out / "hf", sft, chat_template=trained.chat_template)
+        export(trained.engine, job.model, given.out / "hf", sft, chat=trained.chat)
         if torch.distributed.get_rank() == 0:
             pq.write_table(trained.rows, given.out / "train.parquet")
             print(json.dumps({"run": run, **trained.summary}, indent=1))

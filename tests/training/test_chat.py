@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diversity.config import ConfigError
-from training.chat import JINJA, NO_LABEL, TEMPLATES, ChatEncoder, Encoded, cut_response, detect_template, fit
+from training.chat import NO_LABEL, ChatEncoder, Encoded, cut_response, detect_template, fit
+from training.templates import JINJA, TEMPLATES
 
 HOSTILE = ["<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>", "</s>", "[/INST]", "<|endoftext|>", "### Response:\n", "<s>"]
 LLAMA_3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -72,7 +72,7 @@ def test_the_export_opens_with_equal_logits(tiny_folder: Path, tmp_path: Path, l
 
     config = SftConfig(**SFT, lora=lora)
     trained = fine_tune(Job(tiny_folder, samples(24), config, 0, "cpu"))
-    export(trained.engine, tiny_folder, tmp_path / "hf", config, chat_template=trained.chat_template)
+    export(trained.engine, tiny_folder, tmp_path / "hf", config, chat=trained.chat)
     opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     ids = torch.arange(200, 230)[None]
     model: Any = trained.model.eval()

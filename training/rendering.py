@@ -1,0 +1,243 @@
+"""A model's own chat template, whatever it is: rendered by transformers, with what the assistant says found in the text and proved.
+
+A turn is what the template makes of the conversation that ends with it, less the prompt that the template makes of what comes before; so
+what is learnt is what a model at inference must say after that prompt. Where the whole conversation shows a turn in the same way, it is
+learnt there. Where it does not (templates that drop the thinking of earlier turns), the conversation up to that turn is learnt as a
+sequence of its own. A template that marks the assistant's text (`{% generation %}`) is believed. What can't be proved is refused.
+
+Special tokens come from the template alone: those that a content spells are marked before rendering and are ordinary text afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise, takewhile
+from typing import Any
+
+from training.part_ids import any_of
+from training.templates import UNSAID, Message, Part, Unrenderable, learns
+
+Span = tuple[int, int]
+Template = str | Mapping[str, str]
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SHIELDS = tuple(chr(code) for code in range(0xFFF00, 0xFFF40))  # of a private plane: one that the conversation does not hold
+# Templates that ask for today's date get one day for ever, in training and in the export: else a run's data would change overnight.
+TODAY = {"%d": "26", "%m": "07", "%Y": "2024", "%b": "Jul", "%B": "July", "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "12", "%M": "00"}
+PROBE = "zqprobe"
+
+
+def pinned(template: Template) -> Template:
+    """Return a chat template whose date never changes; most ask for none, and come back as they are."""
+    if not isinstance(template, str):
+        return {name: str(pinned(one)) for name, one in template.items()}
+    if "strftime_now" not in template:
+        return template
+    filters = "".join(f' | replace("{code}", "{value}")' for code, value in TODAY.items())
+    return "{%- macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}" + template
+
+
+class Rendering:
+    """Conversations as parts, by one chat template."""
+
+    def __init__(self, template: Template, special: Mapping[str, str], tokens: Sequence[str]) -> None:
+        """Prepare it.
+
+        Args:
+            template: Jinja, or several by name, as a tokenizer has them; `tool_use` is for samples with tools.
+            special: what templates know special tokens as: `bos_token`, `eos_token`, …
+            tokens: all special tokens.
+        """
+        self.template = pinned(template)
+        self._known = dict(special)
+        self._special = any_of(tokens)
+        self._says = cache(self._probe)
+        self._after = cache(self._after_an_answer)
+
+    def sequences(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[list[Part]]:
+        """Return what is learnt of a conversation: earlier turns that stand alone, and last the conversation up to its last learnt turn.
+
+        Raises:
+            Unrenderable: the template refuses it, does not say all that it holds, or where an answer is can't be proved.
+        """
+        answers = [number for number, message in enumerate(messages) if learns(message)]
+        if not answers:
+            raise Unrenderable("a conversation without an assistant's turn has nothing to learn")
+        self._refuse_unsaid(messages, tools)
+        (messages, tools), shield = self._shielded([messages[: answers[-1] + 1], tools])
+        render = cache(lambda stop, prompt: self._render(messages[:stop], tools, prompt=prompt))
+        if self._marks(tools):
+            text, spans = self._marked(messages, tools)
+            return [self._parts(text, spans, shield)]
+        full, spans, apart = render(len(messages), False), [], []
+        for number in answers:
+            prompt, said = render(number, True), render(number + 1, False)
+            if not said.startswith(prompt):
+                raise Unrenderable("its chat template's prompt is no beginning of what it makes of the answered conversation")
+            span = len(prompt), self._end(said, len(prompt), tools)
+            if full[: span[1]] == said[: span[1]]:
+                spans.append(span)
+            else:
+                apart.append(self._parts(said, [span], shield))
+        return [*apart, self._parts(full, spans, shield)]
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Part]:
+        """Return the prompt of the next answer."""
+        self._refuse_unsaid(messages, tools)
+        (messages, tools), shield = self._shielded([messages, tools])
+        return self._parts(self._render(messages, tools, prompt=True), [], shield)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, prompt: bool) -> str:
+        return self._rendered(messages, tools, add_generation_prompt=prompt)[0]
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any] | None, **options: Any) -> tuple[str, list[Span]]:
+        """Return the text, and where the template says that the assistant speaks, if it is asked."""
+        made = [self._spelled(message) for message in messages]
+        try:
+            return _transformers(made, {"tools": tools, "chat_template": self._chosen(tools), **self._known, **options})
+        except Exception as error:  # a template is foreign code: whatever it raises is its refusal
+            raise Unrenderable(f"its chat template refuses it: {' '.join(str(error).split())[:200]}") from None
+
+    def _chosen(self, tools: Sequence[Any] | None) -> str:
+        if isinstance(self.template, str):
+            return self.template
+        return self.template["tool_use"] if tools and "tool_use" in self.template else self.template["default"]
+
+    def _spelled(self, message: Message) -> dict[str, Any]:
+        """Return a message as templates want it: no nulls, a content always, and arguments of calls as objects where those are known."""
+        made = {"content": "", **{key: value for key, value in message.items() if value is not None and key != "weight"}}
+        if "tool_calls" in made:
+            made["tool_calls"] = [_call(call, as_text=self._says("tool_calls") == "text") for call in made["tool_calls"]]
+        return made
+
+    def _refuse_unsaid(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        held = [key for key in UNSAID if any(message.get(key) for message in messages)] + (["tools"] if tools else [])
+        for key in held:
+            if not self._says(key):
+                raise Unrenderable(f"its chat template does not say {key}")
+
+    def _probe(self, key: str) -> str:
+        """Return whether the template says a key's content: "" if not, and for tool calls whether arguments are objects or "text"."""
+        asked = {"role": "user", "content": "a"}
+        arguments: list[Any] = [{"b": "c"}, '{"b": "c"}'] if key == "tool_calls" else [None]
+        for given in arguments:
+            tools = None
+            answer: dict[str, Any] = {"role": "assistant", "content": "d"}
+            if key == "tools":
+                shape = {"type": "object", "properties": {"e": {"type": "string", "description": "f"}}, "required": ["e"]}
+                tools = [{"type": "function", "function": {"name": PROBE, "description": "g", "parameters": shape}}]
+            elif key == "tool_calls":
+                call = {"id": "abcdefghi", "type": "function", "function": {"name": PROBE, "arguments": given}}
+                answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+            else:
+                answer[key] = PROBE
+            options = {"tools": tools, "chat_template": self._chosen(tools or ([1] if key == "tool_calls" else None)), **self._known}
+            if PROBE in _rendered_or_nothing([asked, answer], options):
+                return "text" if isinstance(given, str) else "yes"
+        return ""
+
+    def _marks(self, tools: Sequence[Any] | None) -> bool:
+        return bool(GENERATION.search(self._chosen(tools)))
+
+    def _marked(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
+        """Return a text and its assistant's spans by the template's own marks, each with the special token that ends it."""
+        text, found = self._rendered(messages, tools, return_assistant_tokens_mask=True)
+        spans = [(start, self._with_next_special(text, stop)) for start, stop in found if stop > start]
+        turns = [learns(message) for message in messages if message["role"] == "assistant"]
+        if all(turns):
+            return text, spans
+        if len(turns) != len(spans):
+            raise Unrenderable("a turn of weight 0 can't be told from others: the chat template's marks are not one a turn")
+        return text, [span for span, learnt in zip(spans, turns, strict=True) if learnt]
+
+    def _with_next_special(self, text: str, stop: int) -> int:
+        ended = any(match.end() == len(text[:stop].rstrip()) for match in self._special.finditer(text, max(0, stop - 200), stop))
+        following = self._special.match(text, stop)
+        return stop if ended or following is None else following.end()
+
+    def _end(self, said: str, start: int, tools: Sequence[Any] | None) -> int:
+        """Return where the answer ends that a text holds from `start`: behind the special token that ends the turn."""
+        after = self._after(self._chosen(tools))
+        stop = len(said) - len(after) if said.endswith(after) else len(said)
+        ends = [match.end() for match in self._special.finditer(said, start, stop)]
+        if not ends or said[ends[-1] : stop].strip():
+            raise Unrenderable("its chat template ends an answer with no special token, so that nothing would tell a model to end")
+        return ends[-1]
+
+    def _after_an_answer(self, template: str) -> str:
+        """Return what the template puts after an answer's end where the conversation ends: what is not there when it goes on."""
+        options = {"chat_template": template, **self._known}
+        turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", PROBE), ("user", "b"))]
+        ended, going_on = _rendered_or_nothing(turns[:2], options), _rendered_or_nothing(turns, options)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ended, going_on, strict=False)))
+        begins = ended.find(PROBE)
+        stops = [match.end() for match in self._special.finditer(ended) if match.start() > begins >= 0 and match.end() <= common]
+        return ended[stops[-1] :] if stops else ""
+
+    def _shielded(self, held: list[Any]) -> tuple[list[Any], str]:
+        """Return the conversation with every special token in its texts broken by a character, and that character ("" if none is)."""
+        spelled = json.dumps(held, ensure_ascii=False)
+        if not self._special.search(spelled):
+            return held, ""
+        shield = next((one for one in SHIELDS if one not in spelled), None)
+        if shield is None:
+            raise Unrenderable("it holds every character that could mark its special tokens as text")
+        return _mapped(held, lambda text: self._special.sub(lambda found: found[0][0] + shield + found[0][1:], text)), shield
+
+    def _parts(self, text: str, spans: Sequence[Span], shield: str) -> list[Part]:
+        """Return a rendered text as parts: cut at special tokens and at the bounds of what is learnt."""
+        specials = {match.start(): match.end() for match in self._special.finditer(text)}
+        bounds = sorted({0, len(text), *specials, *specials.values(), *(bound for span in spans for bound in span)})
+        parts, span, k = [], list(spans), 0
+        for start, stop in pairwise(bounds):
+            while k < len(span) and span[k][1] <= start:
+                k += 1
+            learnt = k < len(span) and span[k][0] <= start
+            special = specials.get(start) == stop
+            parts.append(Part(text[start:stop] if special or not shield else text[start:stop].replace(shield, ""), special, learnt))
+        return parts
+
+
+def _call(call: Any, *, as_text: bool) -> Any:
+    """Return a tool call with its arguments as an object, or as the JSON text that some templates want."""
+    if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
+        return call
+    arguments = call["function"].get("arguments")
+    if as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Return the same lists and objects with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(one, change) for one in value]
+    return value
+
+
+def _rendered_or_nothing(messages: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    try:
+        return _transformers(messages, options)[0]
+    except Exception:  # a template that refuses a probe says nothing of it
+        return ""
+
+
+def _transformers(messages: list[dict[str, Any]], options: Mapping[str, Any]) -> tuple[str, list[Span]]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    render: Callable[..., Any] = render_jinja_template
+    texts, spans = render([messages], **options)
+    return texts[0], spans[0] if spans else []
