@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from diversity.config import ConfigError, UserError, near_matches
+from diversity.corpus.samples import messages_of
 from training.part_ids import PartEncoder, special_tokens
 from training.rendering import Rendering, Template
 from training.templates import JINJA, MARKS, TEMPLATES, Message, Part, Unrenderable, named_parts
@@ -132,9 +134,9 @@ class ChatEncoder:
         That is one sequence, but for templates that show a turn in another way once the conversation has gone on: there each such turn
         comes first, as a sequence of its own.
         """
-        conversations = [plain_messages(messages) for messages in conversations]
-        given = [None] * len(conversations) if tools is None else [_parsed(one) for one in tools]
-        split = [self._split(messages, some) for messages, some in zip(conversations, given, strict=True)]
+        listed = list(conversations)
+        given = [None] * len(listed) if tools is None else list(tools)
+        split = [self._split(messages, some) for messages, some in zip(listed, given, strict=True)]
         parts = [one for each in split if not isinstance(each, Unrenderable) for one in each]
         joined = iter([_join(some, ids) for some, ids in zip(parts, self._ids.encode(parts), strict=True)])
         return [each if isinstance(each, Unrenderable) else [next(joined) for _ in each] for each in split]
@@ -155,7 +157,6 @@ class ChatEncoder:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> np.ndarray:
         """Return `(L,) int32`: the conversation up to where the assistant's next answer begins."""
-        messages = plain_messages(messages)
         if self._rendering:
             parts = self._rendering.prompt(messages, tools)
         else:
@@ -192,10 +193,10 @@ def learnt_ends(encoder: ChatEncoder, encoded: Iterable[Encoded]) -> tuple[int, 
     return tuple(sorted(found & encoder.special_ids))
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages with what they hold and no nulls, tool calls parsed where a table's row spells them as JSON."""
-    made = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    return [{**message, "tool_calls": _parsed(message["tool_calls"])} if "tool_calls" in message else message for message in made]
+def conversations(samples: pa.Table) -> tuple[list[list[dict[str, Any]]], list[Any]]:
+    """Return the messages of a table's rows, and the tools of each, None where there are none."""
+    tools = samples["tools"].to_pylist() if "tools" in samples.column_names else [None] * len(samples)
+    return [messages_of(messages) for messages in samples["messages"].to_pylist()], [_parsed(one) for one in tools]
 
 
 def _parsed(value: Any) -> Any:

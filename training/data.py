@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import MANIFEST, Storage
 from diversity.config import UserError
-from diversity.corpus.samples import sample_id
+from diversity.corpus.samples import messages_of, sample_id
 from diversity.datasets import dataset
 from diversity.keys import sample_keys
-from training.chat import ChatEncoder, ChatFormat, Encoded, fit, learnt_ends, load_tokenizer, plain_messages
+from training.chat import ChatEncoder, ChatFormat, Encoded, conversations, fit, learnt_ends, load_tokenizer
 from training.config import SftConfig
 from training.packing import Step, plan_steps
 from training.templates import Unrenderable
@@ -96,8 +96,7 @@ def _sequences(encoder: ChatEncoder, samples: pa.Table) -> tuple[list[str], list
         UserError: the chat template can't say some samples.
     """
     names = samples["sample_id"].to_pylist()
-    tools = samples["tools"].to_pylist() if "tools" in samples.column_names else None
-    found = encoder.sequences(samples["messages"].to_pylist(), tools)
+    found = encoder.sequences(*conversations(samples))
     refused = [(name, one) for name, one in zip(names, found, strict=True) if isinstance(one, Unrenderable)]
     if refused:
         name, reason = refused[0]
@@ -107,9 +106,10 @@ def _sequences(encoder: ChatEncoder, samples: pa.Table) -> tuple[list[str], list
         )
     ids, owner, whole = [], [], []
     for name, sequences in zip(names, found, strict=True):
-        for number, one in enumerate(sequences if not isinstance(sequences, Unrenderable) else []):
-            turn = len(sequences) - 1 - number  # 0 is the whole conversation, which has the sample's own place in the order
-            ids.append(name if turn == 0 else blake2b(f"{name}/{turn}".encode(), digest_size=16).hexdigest())
+        if isinstance(sequences, Unrenderable):
+            continue
+        for turn, one in enumerate(reversed(sequences)):  # 0 is the whole conversation, which has the sample's own place in the order
+            ids.append(blake2b(f"{name}/{turn}".encode(), digest_size=16).hexdigest() if turn else name)
             owner.append(name)
             whole.append(one)
     return ids, owner, whole
@@ -151,6 +151,7 @@ def _read_file(file: Path) -> pa.Table:
     if "messages" not in table.column_names:
         raise UserError(f"{file} has no column messages")
     if "sample_id" not in table.column_names:
-        ids = [sample_id(plain_messages(messages)) for messages in table["messages"].to_pylist()]
+        tools = table["tools"].to_pylist() if "tools" in table.column_names else [None] * len(table)
+        ids = [sample_id(messages_of(messages), some) for messages, some in zip(table["messages"].to_pylist(), tools, strict=True)]
         table = table.append_column("sample_id", pa.array(ids, pa.string()))
     return table.select([name for name in COLUMNS if name in table.column_names])

@@ -143,7 +143,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
 
     context = ray.train.get_context()
     base = _base_folder(task)
-    samples = dataset.read(task.dataset, ["sample_id", "messages"])
+    samples = dataset.read(task.dataset, ["sample_id", "messages", "tools"])
     job = Job(base, samples, task.sft, task.training_seed, task.device)
 
     own = ray.train.get_checkpoint()
@@ -390,7 +390,7 @@ def _trained_on(task: Task) -> Any:
         return None
     band = task.profile.manifest["band"]
     vocabulary = task.profile.read("vocabulary", columns=["content", "df"])
-    samples = dataset.read(task.dataset, ["messages"])
+    samples = dataset.read(task.dataset, ["messages", "tools"])
     return TrainedOn(samples, vocabulary, band["low"], band["high"], task.sft.max_length, task.sft.overlong)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diversity.config import ConfigError
+from diversity.config import ConfigError, UserError
 from training.chat import NO_LABEL, ChatEncoder, Encoded, cut_response, detect_template, fit
 from training.templates import JINJA, TEMPLATES
 
@@ -26,16 +26,22 @@ conversations = st.lists(st.tuples(texts, answers), min_size=1, max_size=3).map(
 )
 
 
-@pytest.fixture(scope="module")
-def with_all_specials(tokenizer: Any) -> Any:
-    """Return the real tokenizer with the special tokens of the Llama templates added, and Llama-3's way of splitting words."""
+def split_as_llama_3(tokenizer: Any) -> Any:
+    """Return the real tokenizer's backend with Llama-3's way of splitting words."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-    from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     made.pre_tokenizer = Sequence([Split(Regex(LLAMA_3_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
-    changed = PreTrainedTokenizerFast(tokenizer_object=made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def with_all_specials(tokenizer: Any) -> Any:
+    """Return the real tokenizer with the special tokens of the Llama templates added, and Llama-3's way of splitting words."""
+    from transformers import PreTrainedTokenizerFast
+
+    changed = PreTrainedTokenizerFast(tokenizer_object=split_as_llama_3(tokenizer))
     changed.add_special_tokens({"additional_special_tokens": SPECIALS})
     changed.eos_token = "<|im_end|>"
     return changed
@@ -48,6 +54,10 @@ def encoders(with_all_specials: Any) -> dict[str, ChatEncoder]:
 
 @pytest.fixture(scope="module")
 def sentencepiece() -> Any:
+    return spaced_tokenizer()
+
+
+def spaced_tokenizer() -> Any:
     """Return a small tokenizer of Llama-2's kind: a space before every text, spaces spelt ▁, bytes for what it does not know."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
@@ -185,13 +195,12 @@ def test_many_at_once_are_the_same_as_one_by_one(encoders: dict[str, ChatEncoder
 
 
 def test_the_template_is_told_from_the_tokenizer(tokenizer: Any, with_all_specials: Any, sentencepiece: Any) -> None:
-    assert detect_template(tokenizer) == "chatml"
+    assert detect_template(tokenizer) == "own" and ChatEncoder(tokenizer).template == "chatml"
     for name, jinja in JINJA.items():
-        with_all_specials.chat_template = jinja
-        assert detect_template(with_all_specials) == name
-    with_all_specials.chat_template = "{{ messages[0].content }} GPT:"
-    with pytest.raises(ConfigError, match="none of chatml"):
-        detect_template(with_all_specials)
+        with_all_specials.chat_template = jinja.replace("{{ bos }}", "")
+        assert ChatEncoder(with_all_specials).template == name
+    with_all_specials.chat_template = None
+    assert ChatEncoder(with_all_specials).template == "chatml"
     assert detect_template(sentencepiece) == "plain"
     with pytest.raises(ConfigError, match="did you mean 'llama-2'"):
         ChatEncoder(tokenizer, "lama-2")
@@ -200,7 +209,7 @@ def test_the_template_is_told_from_the_tokenizer(tokenizer: Any, with_all_specia
 
 
 def test_a_conversation_without_an_answer_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(UserError, match="nothing to learn"):
         ChatEncoder(tokenizer).encode([{"role": "user", "content": "Hi"}])
 
 

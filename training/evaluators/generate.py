@@ -23,8 +23,9 @@ from diversity.artifact import digest
 from diversity.config import Config, ConfigError, lookup, near_matches
 from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
-from training.chat import ChatEncoder
+from training.chat import ChatEncoder, conversations
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
+from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
 
@@ -119,16 +120,20 @@ def prompts(samples: pa.Table, encoder: ChatEncoder, config: GenerateConfig, *, 
     wanted, groups = config.max_samples or len(places), group_numbers(samples)
     found: list[Prompt] = []
     for place in places.tolist():
-        row = samples.slice(place, 1).select(["sample_id", "messages"]).to_pylist()[0]
-        ids = encoder.prompt(asked(row["messages"]) if answered else row["messages"])
+        row = samples.slice(place, 1)
+        [messages], [tools] = conversations(row)
+        try:
+            ids = encoder.prompt(asked(messages) if answered else messages, tools)
+        except Unrenderable:  # as in `nll`, which leaves the same samples out
+            continue
         if len(ids) <= config.max_prompt_tokens:
-            found.append(Prompt(row["sample_id"], int(groups[place]), ids))
+            found.append(Prompt(row["sample_id"][0].as_py(), int(groups[place]), ids))
         if len(found) == wanted:
             break
     return found
 
 
-def asked(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def asked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a conversation up to its last answer: what an engine that takes messages is asked."""
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return list(messages[:last])

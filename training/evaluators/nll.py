@@ -13,10 +13,11 @@ from pydantic import Field
 
 from diversity.config import Config, UserError
 from diversity.keys import order, priorities, sample_keys
-from training.chat import NO_LABEL, ChatEncoder, Encoded, cut_response, fit
+from training.chat import NO_LABEL, ChatEncoder, Encoded, conversations, cut_response, fit
 from training.evaluators import SampleFigures, Score, Subject, group_numbers, mean_and_error
 from training.evaluators.strata import METRICS, N_CODES, TokenStrata
 from training.packing import Batch, assign, collate, model_inputs
+from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfi
     left_out = 0
     for start in range(0, len(places), 256):  # 64 samples of a large split cost no more than they must
         some = places[start : start + 256]
-        for place, whole in zip(some.tolist(), encoder.encode_all(samples["messages"].take(pa.array(some)).to_pylist()), strict=True):
-            sample = _scored_part(whole, config)
+        for place, whole in zip(some.tolist(), encoder.sequences(*conversations(samples.take(pa.array(some)))), strict=True):
+            sample = None if isinstance(whole, Unrenderable) else _scored_part(whole[-1], config)
             if sample is None:
                 left_out += 1
             elif len(found) < wanted:
@@ -117,7 +118,8 @@ def chosen(samples: pa.Table, split: str, encoder: ChatEncoder, config: NllConfi
             f"none of {len(places)} held-out samples of split {split} has a response of {config.min_response_tokens} tokens within "
             f"{config.max_length}: lower min_response_tokens or raise max_length of the evaluator nll"
         )
-    logger.info("nll on %d samples of split %s (%d passed over: response too short, or prompt too long)", len(found), split, left_out)
+    why = "passed over: response too short, prompt too long, or refused by the chat template"
+    logger.info("nll on %d samples of split %s (%d %s)", len(found), split, left_out, why)
     return np.array(found, np.int64), encoded
 
 

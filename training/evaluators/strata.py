@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from training.chat import NO_LABEL, ChatEncoder, fit
+from training.chat import NO_LABEL, ChatEncoder, conversations, fit
+from training.templates import Unrenderable
 
 HIGH, MID, LOW = 0, 2, 4  # plus 1 where the token is unseen, plus 1 for all, so that code 0 is no stratum
 N_CODES = 7
@@ -58,7 +59,7 @@ class TrainedOn:
     """What a run was trained on, and the corpus that it was chosen from.
 
     Attributes:
-        samples: the dataset, its column `messages`.
+        samples: the dataset, its columns `messages` and, where there is one, `tools`.
         vocabulary: `content` and `df` of every token of the corpus's responses, ascending by the model's token id.
         low: lowest document frequency of the band.
         high: highest one.
@@ -84,9 +85,11 @@ class TrainedOn:
         """Return `(size,)` bool: whether training had the token as a label."""
         seen = np.zeros(size, bool)
         for start in range(0, len(self.samples), 4096):
-            for whole in encoder.encode_all(self.samples["messages"].slice(start, 4096).to_pylist()):
-                sample = fit(whole, self.max_length, self.overlong)
-                if sample is not None:
+            for sequences in encoder.sequences(*conversations(self.samples.slice(start, 4096))):
+                for whole in [] if isinstance(sequences, Unrenderable) else sequences:
+                    sample = fit(whole, self.max_length, self.overlong)
+                    if sample is None:
+                        continue
                     seen[sample.labels[sample.labels != NO_LABEL]] = True
         return seen
 
