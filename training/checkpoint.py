@@ -18,11 +18,11 @@ from diversity.config import UserError
 from training.chat import ChatFormat, load_tokenizer
 from training.config import SftConfig
 from training.engine import with_adapters
+from training.model_source import MORE_TEMPLATES
 from training.rendering import Template
 
 STATE = "state"  # the tag under which DeepSpeed files every rank's shards
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map*", "added_tokens*", "vocab*", "merges*", "chat_template*", "generation_config.json")
-MORE_TEMPLATES = "additional_chat_templates"
 MAX_SHARD = "5GB"
 
 Rows = list[dict[str, Any]]

@@ -14,7 +14,7 @@ from training.trackers import TrackersConfig
 Stage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16"]
 
-VERSION = 1  # raised whenever the code changes what a run computes from the same inputs
+VERSION = 2  # raised whenever the code changes what a run computes from the same inputs
 
 # What changes neither the weights nor the scores, or is an axis of its own, so that it is no part of a run's identity.
 NOT_IDENTITY = frozenset(

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 CONVERTER = 1  # raised when what is written out of the same file changes
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
+MORE_TEMPLATES = "additional_chat_templates"
+CHAT_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json", f"{MORE_TEMPLATES}/*.jinja")
+TOKENIZER_FILES = ("tokenizer.json", *CHAT_FILES, "config.json")
 MODEL_FILES = (*TOKENIZER_FILES, "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -80,14 +82,15 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def model_digest(folder: Path, cache: Path | None = None) -> str:
-    """Return a digest of config, tokenizer and weights, in hex: what a fine-tuning depends on.
+    """Return a digest of config, tokenizer, chat template and weights, in hex: what a fine-tuning depends on.
 
     Args:
         folder: a Hugging Face folder.
         cache: the node-local folder, where digests of files are remembered by path, size and mtime; None reads the weights every time.
     """
     known = cache / "digests.json" if cache is not None else None
-    files = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+    chat = sorted(path for pattern in CHAT_FILES for path in folder.glob(pattern))
+    files = [folder / "config.json", folder / "tokenizer.json", *chat, *weight_files(folder)]
     return digest([[path.name, file_digest(path, known)] for path in files])
 
 
