@@ -25,7 +25,10 @@ from diversity.config import UserError
 
 MANIFEST = "manifest.json"
 ROW_GROUP = 8192  # rows: a reader of some of a part's rows reads little more than those
-KINDS = ("corpus", "heldout", "profile", "peel", "datasets", "metrics", "models", "scores", "results", "report")
+KINDS = (
+    *("corpus", "heldout", "profile", "peel", "datasets", "metrics", "models", "scores"),
+    *("prompts", "answers", "verdicts", "judged", "results", "report"),
+)
 
 
 class ArtifactError(UserError):

@@ -14,10 +14,13 @@ from diversity.config import near_matches
 STAGES = {
     "pipeline": "run all of an experiment's stages in order",
     "ingest": "read files of any known format into a corpus",
+    "regenerate": "have one model answer every instruction anew",
     "heldout": "take out the samples that models are scored on",
     "profile_corpus": "give every sample its types: tokens, tags, topics",
     "build_datasets": "choose, write and check every dataset of the grid",
     "sweep": "fine-tune and score a model on each dataset",
+    "answer": "have runs and other models answer prompt sets",
+    "judge": "have models compare those answers, pair by pair",
     "analyze": "turn scores into effects and a report",
 }
 TOOLS = {
@@ -28,6 +31,7 @@ TOOLS = {
     "export": "write datasets for LLaMA-Factory, Axolotl, TRL, datasets",
     "power": "what a planned grid can see",
     "compare": "two experiments side by side",
+    "judgments": "AlpacaEval's and Arena-Hard's files, in and out",
     "submit": "run an experiment on a cluster, and follow it",
     "status": "what of an experiment is sealed, and what goes on",
     "clean": "remove artifacts that no experiment names",

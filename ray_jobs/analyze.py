@@ -23,6 +23,7 @@ from ray_jobs.job.runtime import Context, main
 from ray_jobs.report.comparisons import with_comparisons
 from ray_jobs.report.data import Curve, ReportData
 from ray_jobs.report.gather import Gathered, gather, sample_pairs, type_lists
+from ray_jobs.report.judged import with_judgments
 from ray_jobs.report.page import cell_rows, linked, render
 from ray_jobs.report.score_plots import scores
 
@@ -122,7 +123,9 @@ def _gather(context: Context) -> Gathered:
     experiment = context.experiment
     entries = context.index.read()
     gathered = gather(context.storage, entries, experiment.cells, experiment.sft.training_seeds)
-    return replace(gathered, results=with_comparisons(context.storage, entries, gathered.results, experiment.evaluation.comparisons))
+    compared = with_comparisons(context.storage, entries, gathered.results, experiment.evaluation.comparisons)
+    results, judged = with_judgments(context.storage, entries, compared)
+    return replace(gathered, results=results, parents=[*gathered.parents, *judged])
 
 
 def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Table]:

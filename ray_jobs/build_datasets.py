@@ -18,6 +18,7 @@ from diversity.selection.strategies import needs, version
 from ray_jobs import profile_corpus
 from ray_jobs.job import telemetry
 from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.regenerate import maker
 from ray_jobs.tasks import building, length_window, shards
 from ray_jobs.tasks.building import Sources
 
@@ -103,7 +104,7 @@ def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:
     """
     experiment = context.experiment
     return Sources(
-        corpus=context.require(profile_corpus.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else "ingest"),
+        corpus=context.require(profile_corpus.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else maker(context)),
         profiles={t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings},
         embeddings={
             side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in experiment.embedded_sides

@@ -37,9 +37,9 @@ from diversity.corpus.heldout import (
 from diversity.corpus.ingestion import ContentHash, counted
 from diversity.corpus.inputs import Inputs, read_corpus
 from diversity.corpus.samples import SAMPLE_SCHEMA
-from ray_jobs.ingest import Ingest, ingested_artifact
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.regenerate import maker, source_corpus
 from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Heldout:
         Raises:
             ArtifactError: it isn't sealed.
         """
-        return self.context.require(Ingest(self.context).artifact, "ingest")
+        return self.context.require(source_corpus(self.context), maker(self.context))
 
     @cached_property
     def by(self) -> str:
@@ -83,7 +83,7 @@ class Heldout:
     @cached_property
     def corpus(self) -> Artifact:
         """Return the corpus without the samples of `in`."""
-        ingested = ingested_artifact(self.context)
+        ingested = source_corpus(self.context)
         if self.config.in_ is None:
             return ingested
         name = fingerprint(
@@ -114,7 +114,7 @@ def _roots(paths: Sequence[str]) -> list[str]:
 @once
 def corpus_artifact(context: Context) -> Artifact:
     """Return the corpus of the index: without what is held out, or all of it where nothing is."""
-    return Heldout(context).corpus if context.experiment.evaluation.heldout else ingested_artifact(context)
+    return Heldout(context).corpus if context.experiment.evaluation.heldout else source_corpus(context)
 
 
 @once
@@ -126,8 +126,8 @@ def heldout_artifact(context: Context) -> Artifact:
 def plan(context: Context) -> list[str]:
     """Return what would be held out, and whether it has been."""
     stage = Heldout(context)
-    if not Ingest(context).artifact.sealed:
-        return [f"takes samples out of the corpus, which is not sealed yet: {context.command('ingest')}"]
+    if not source_corpus(context).sealed:
+        return [f"takes samples out of the corpus, which is not sealed yet: {context.command(maker(context))}"]
     artifacts = {"corpus without them": stage.corpus, "held-out samples": stage.artifact}
     return [f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}" for name, artifact in artifacts.items()]
 
@@ -138,7 +138,7 @@ def run(context: Context) -> None:
     if stage.corpus.sealed and stage.artifact.sealed:
         logger.info("heldout: %s is sealed already", stage.artifact.path)
     else:
-        context.require(ingested_artifact(context), "ingest")
+        context.require(source_corpus(context), maker(context))
         context.connect()
         taken = _take_out(stage) if stage.config.in_ else SAMPLE_SCHEMA.empty_table()
         if not stage.artifact.sealed:

@@ -27,6 +27,7 @@ from ray_jobs import heldout
 from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.regenerate import maker
 from ray_jobs.tasks import length_window, profiling, vllm
 from ray_jobs.tasks.corpus_rows import CorpusRows
 from ray_jobs.tasks.profiling import Embed, SpanWorker, Tag, Tokenise, Work
@@ -103,7 +104,7 @@ def plan(context: Context) -> Iterator[str]:
 
 def run(context: Context) -> None:
     """Seal the embeddings of both sides and every typing of the experiment, over every corpus that its cells are chosen from."""
-    corpus = context.require(corpus_artifact(context), "heldout" if context.experiment.evaluation.heldout else "ingest")
+    corpus = context.require(corpus_artifact(context), "heldout" if context.experiment.evaluation.heldout else maker(context))
     _profile(context, corpus)
     if length_window.NAME in context.experiment.grid.controls:
         window = chosen_from(context, length_window.NAME)

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,9 +22,10 @@ from diversity.cell import Cell
 from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.job import placement, telemetry
+from ray_jobs.job.device import device_kind as device_kind
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main
-from ray_jobs.tasks import trials
+from ray_jobs.tasks import judged, trials
 from ray_jobs.tasks.estimate import Speed, estimate
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
@@ -60,22 +60,6 @@ class Run:
         return {"run": self.task.run, "cell": self.keys[0], **cell.describe(), "training_seed": self.task.training_seed}
 
 
-def device_kind(context: Context) -> str:
-    """Return what runs train on, `cpu` or `cuda`: as `resources` says, else what the cluster or this machine has."""
-    resources = context.experiment.resources
-    if resources.device is not None:
-        return resources.device
-    if resources.use_gpu is not None:
-        return "cuda" if resources.use_gpu else "cpu"
-    if resources.max_gpus is not None:
-        return "cuda"
-    if resources.address or os.environ.get("RAY_ADDRESS"):
-        context.connect()
-    if ray.is_initialized():
-        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
-    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
-
-
 def runs(context: Context) -> list[Run]:
     """Return every run of the experiment, sealed or not, in the order of its cells.
 
@@ -89,6 +73,7 @@ def runs(context: Context) -> list[Run]:
     base_digest = model_digest(folder, cache_folder())
     held = context.require(heldout.heldout_artifact(context), "heldout") if experiment.evaluation.heldout else None
     profile = _profile(context) if held else None
+    prompts = judged.prompts_artifact(context) if experiment.judging is not None else None
     sharing: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     datasets: dict[str, Artifact] = {}
     for cell in experiment.trained_cells:
@@ -106,7 +91,7 @@ def runs(context: Context) -> list[Run]:
             dataset=datasets[content],
             heldout=held,
             model=model,
-            scores=_scores_artifact(context, model, held, profile) if held else None,
+            scores=_scores_artifact(context, model, held, [profile, prompts]) if held else None,
             base=experiment.model,
             base_digest=base_digest,
             sft=experiment.sft,
@@ -117,6 +102,7 @@ def runs(context: Context) -> list[Run]:
             content=content,
             cells=tuple(f"{cell.name}_t{seed}" for cell in cells),
             profile=profile,
+            prompts=prompts,
             begun=name(sft=experiment.sft.model_copy(update={"world_size": before})) if before else None,
         )
         found.append(Run(task, tuple(cells)))
@@ -130,10 +116,10 @@ def _profile(context: Context) -> Artifact | None:
     return context.require(profile_corpus.profile_artifact(context, "response-micro"), "profile_corpus")
 
 
-def _scores_artifact(context: Context, model: Artifact, held: Artifact, profile: Artifact | None) -> Artifact:
-    """Return the artifact of a run's scores."""
+def _scores_artifact(context: Context, model: Artifact, held: Artifact, more: Sequence[Artifact | None]) -> Artifact:
+    """Return the artifact of a run's scores; `more` is what else is read for them."""
     config = context.experiment.evaluation.identity()
-    parents = [model.fingerprint, held.fingerprint, *([profile.fingerprint] if profile else [])]
+    parents = [model.fingerprint, held.fingerprint, *(one.fingerprint for one in more if one is not None)]
     return context.storage.artifact("scores", fingerprint(stage="scores", version=SCORES_VERSION, config=config, parents=parents))
 
 
@@ -184,6 +170,8 @@ def run(context: Context) -> None:
         context.require(heldout.heldout_artifact(context), "heldout")
     for line in itertools.islice(plan(context), PLAN_LINES):
         logger.info("sweep: %s", line)
+    if experiment.judging is not None:
+        judged.seal_prompts(context)
     every = runs(context)
     _enter(context, every)
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)

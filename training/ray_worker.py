@@ -24,6 +24,7 @@ import ray.train
 
 from diversity.artifact import Artifact, Storage
 from diversity.datasets import dataset
+from diversity.judging.prompt_sets import asked_once
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
 
@@ -57,6 +58,7 @@ class Task:
         content: of the dataset.
         cells: `<cell>_t<seed>` of every cell that shares this run, for the manifests.
         profile: of the model's tokens in the corpus's responses, for scores by kind of token; None leaves those out.
+        prompts: whose answers are judged, sealed before the run is scored; None where nothing is judged.
         begun: fingerprint of the same run on `sft.resume_world_size` ranks, whose checkpoint it may go on from.
     """
 
@@ -75,6 +77,7 @@ class Task:
     cells: tuple[str, ...]
     profile: Artifact | None = None
     begun: str | None = None
+    prompts: Artifact | None = None
 
     @property
     def run(self) -> str:
@@ -337,6 +340,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             trained_on=_trained_on(task),
             kept=Kept(task.scores.storage, f"train/{task.run}/kept-{task.scores.fingerprint}"),
             folder=folder if opened else None,
+            judging=asked_once(task.prompts.read()) if task.prompts is not None else None,
         )
         scores = evaluate(subject, task.evaluation, run=task.run)
     if context.get_world_rank() != 0:
@@ -354,6 +358,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             "dataset": task.dataset.path,
             "heldout": task.heldout.path,
             "profile": task.profile and task.profile.path,
+            "prompts": task.prompts and task.prompts.path,
             "training_seed": task.training_seed,
             "evaluators": task.evaluation.identity(),
             "seconds": figures["score_s"],

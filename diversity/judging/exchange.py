@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from diversity.config import UserError
@@ -82,20 +83,12 @@ def read_annotations(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     Raises:
         ExchangeError: it holds no annotations, or several models'.
     """
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExchangeError(f"{path} can't be read as JSON: {error}") from None
-    wanted = ("instruction", "output_1", "output_2", "preference")
-    if not isinstance(rows, list) or not rows or any(not isinstance(row, dict) or any(name not in row for name in wanted) for row in rows):
-        raise ExchangeError(f"{path} holds no annotations: a list of objects with {', '.join(wanted)}")
+    rows = _annotations(path)
     names = {side: sorted({str(row.get(side)) for row in rows}) for side in ("generator_1", "generator_2", "annotator")}
     if len(names["generator_2"]) > 1 or len(names["generator_1"]) > 1:
-        raise ExchangeError(
-            f"{path} holds answers of {', '.join(names['generator_2'])} against {', '.join(names['generator_1'])}: one pair a file"
-        )
+        models, baselines = (", ".join(names[side]) for side in ("generator_2", "generator_1"))
+        raise ExchangeError(f"{path} holds answers of {models} against {baselines}: one pair a file")
     values = alpaca_eval.preferences([row["preference"] for row in rows])
-    lengths = [[len(row[side] or "") for row in rows] for side in ("output_1", "output_2")]
     found = [
         {
             "set": str(row.get("dataset") or "alpaca"),
@@ -106,12 +99,30 @@ def read_annotations(path: Path) -> tuple[pa.Table, dict[str, Any]]:
             "outcome": "no_verdict" if value != value else "same" if row["output_1"] == row["output_2"] else "ok",
             "p_first": None if value != value else 1 - value,
             "score": None if value != value else float(value),
-            "longer": own - theirs,
+            "longer": int(own - theirs),
         }
-        for place, (row, value, theirs, own) in enumerate(zip(rows, values, *lengths, strict=True))
+        for place, (row, value, theirs, own) in enumerate(zip(rows, values, *lengths(path), strict=True))
     ]
     facts = {"model": names["generator_2"][0], "baseline": names["generator_1"][0], "annotators": names["annotator"]}
     return pa.Table.from_pylist(found, schema=VERDICTS_SCHEMA), {**facts, "alpaca_eval": alpaca_eval.win_rate(values)}
+
+
+def lengths(path: Path) -> list[np.ndarray]:
+    """Return the characters of the baseline's and of the model's outputs, `(n,)` each, in the order of the annotations."""
+    rows = _annotations(path)
+    return [np.array([len(row[side] or "") for row in rows], np.int64) for side in ("output_1", "output_2")]
+
+
+def _annotations(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of annotations."""
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExchangeError(f"{path} can't be read as JSON: {error}") from None
+    wanted = ("instruction", "output_1", "output_2", "preference")
+    if not isinstance(rows, list) or not rows or any(not isinstance(row, dict) or any(name not in row for name in wanted) for row in rows):
+        raise ExchangeError(f"{path} holds no annotations: a list of objects with {', '.join(wanted)}")
+    return rows
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], lines: bool) -> None:

@@ -14,6 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, trained, typing_parts
 from diversity.config import Config, ConfigError, near_matches, parse
 from diversity.corpus.config import CorpusConfig
+from diversity.corpus.regeneration import RegenerateConfig
+from diversity.judging.config import JudgingConfig
 from diversity.selection.strategies import DIALLED, SelectionConfig, needs, refuse_control
 from diversity.typings.embedders import EmbedderConfig
 from diversity.typings.encoders import check_unit
@@ -24,7 +26,8 @@ from ray_jobs.report import ReportConfig
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
 
-STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "analyze")
+USUAL_STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "analyze")
+STAGES = ("ingest", "regenerate", "heldout", "profile_corpus", "build_datasets", "sweep", "answer", "judge", "analyze")  # in order
 
 
 class ProfileConfig(Config):
@@ -106,7 +109,7 @@ class Experiment(Config):
 
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     storage: str = "runs"
-    stages: list[str] = list(STAGES)
+    stages: list[str] = list(USUAL_STAGES)
     corpus: CorpusConfig
     model: str = "builtin:smollm2-135m"
     profile: ProfileConfig = ProfileConfig()
@@ -114,6 +117,8 @@ class Experiment(Config):
     grid: GridConfig = GridConfig()
     sft: SftConfig = SftConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    regenerate: RegenerateConfig | None = None
+    judging: JudgingConfig | None = None
     resources: ResourcesConfig = ResourcesConfig()
     report: ReportConfig = ReportConfig()
 
@@ -129,6 +134,13 @@ class Experiment(Config):
     def _consistent(self) -> Experiment:
         if "heldout" in self.stages and self.evaluation.heldout is None:
             raise ValueError("evaluation.heldout is null, so leave the stage heldout out of stages")
+        for stage, section in (("regenerate", self.regenerate), ("answer", self.judging), ("judge", self.judging)):
+            if stage in self.stages and section is None:
+                raise ValueError(f"stages has {stage}: give {'regenerate' if stage == 'regenerate' else 'judging'}, or leave it out")
+        if self.regenerate is not None and "regenerate" not in self.stages and "ingest" in self.stages and "heldout" in self.stages:
+            raise ValueError("regenerate is given: name the stage regenerate after ingest in stages, or set it to null")
+        if self.judging is not None and "sweep" in self.stages and "generate" not in [one.name for one in self.evaluation.evaluators]:
+            raise ValueError("judging: runs answer by the evaluator generate, so name it in evaluation.evaluators")
         for cell in self.cells:
             refuse_control(cell)
         for unit in {typing_parts(typing)[2] for typing in self.typings} - self.tokenizers.keys() - {WORD}:
@@ -220,6 +232,8 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
         for name in ("out", "prompts"):
             heldout[name] = _with_paths(f"evaluation.heldout.{name}", heldout.get(name), inside_job)
         resolved["evaluation"] = {**evaluation, "heldout": heldout}
+    if isinstance(resolved.get("judging"), dict):
+        resolved["judging"] = _judging(resolved["judging"], inside_job)
     if "model" in resolved:
         resolved["model"] = _model("model", resolved["model"], inside_job)
     profile = resolved.get("profile")
@@ -230,6 +244,36 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
         model = _model("profile.embedder.model", profile["embedder"]["model"], inside_job)
         resolved["profile"] = {**profile, "embedder": {**profile["embedder"], "model": model}}
     return resolved
+
+
+def _judging(judging: dict[str, Any], inside_job: bool) -> dict[str, Any]:
+    """Return `judging` with the paths of prompts, files of answers, local models and rubrics made absolute."""
+    resolved = dict(judging)
+    if isinstance(judging.get("prompts"), dict):
+        sets = judging["prompts"].items()
+        resolved["prompts"] = {name: _with_paths(f"judging.prompts.{name}", one, inside_job) for name, one in sets}
+    if isinstance(judging.get("answerers"), list):
+        resolved["answerers"] = [_answerer(one, inside_job) for one in judging["answerers"]]
+    if isinstance(judging.get("judges"), list):
+        resolved["judges"] = [_rubric(one, inside_job) for one in judging["judges"]]
+    return resolved
+
+
+def _answerer(answerer: Any, inside_job: bool) -> Any:
+    if not isinstance(answerer, dict):
+        return answerer
+    field, resolved = f"judging.answerers.{answerer.get('name')}", dict(answerer)
+    if isinstance(answerer.get("files"), list):
+        resolved["files"] = [_absolute(f"{field}.files", path, inside_job, in_list=True) for path in answerer["files"]]
+    if "local" in answerer:
+        resolved["local"] = _model(f"{field}.local", answerer["local"], inside_job)
+    return resolved
+
+
+def _rubric(judge: Any, inside_job: bool) -> Any:
+    if isinstance(judge, dict) and isinstance(judge.get("rubric"), str) and judge["rubric"].endswith(".md"):
+        return {**judge, "rubric": _absolute(f"judging.judges.{judge.get('name')}.rubric", judge["rubric"], inside_job)}
+    return judge
 
 
 def _model(field: str, model: Any, inside_job: bool) -> Any:

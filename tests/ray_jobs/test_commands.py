@@ -16,7 +16,7 @@ import ray
 import yaml
 
 from ray_jobs import __main__ as program
-from ray_jobs.job.experiment import STAGES
+from ray_jobs.job.experiment import STAGES, USUAL_STAGES
 from ray_jobs.job.runtime import JOB_VARIABLE, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Path:
         "storage": str(tmp_path / "runs"),
         "corpus": {"paths": [str(data)]},
         "evaluation": {"heldout": None},
-        "stages": [stage for stage in STAGES if stage != "heldout"],
+        "stages": [stage for stage in USUAL_STAGES if stage != "heldout"],
         "grid": {"strategies": ["response-micro"], "sizes": [5], "levels": 3},
     }
     path.write_text(yaml.safe_dump(values), "utf-8")
@@ -174,7 +174,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(capsys: pytest.CaptureFixtur
     resolved = yaml.safe_load(printed.split("\n\n")[0])
     assert resolved["experiment"] == "small" and resolved["grid"]["levels"] == 4
     assert "4 cells: response-micro_n5_l000_s0 … response-micro_n5_l100_s0" in printed
-    for stage in STAGES:
+    for stage in USUAL_STAGES:
         assert (f"\n{stage}\n" in printed) == (stage != "heldout")
     assert not (config.parent / "runs").exists()
 

@@ -155,6 +155,7 @@ class Subject:
         encoder: its tokenizer and template.
         splits: held-out samples (`sample_id`, `messages`, and `group` where there are any) by split, e.g. `in` and `out`.
         prompts: prompts without a reference, with the same columns; None where there are none.
+        judging: prompts whose answers are judged, with the same columns; every one of them is asked. None where there are none.
         device: where the model is.
         rank: this process's rank.
         world_size: processes that share the work.
@@ -175,6 +176,7 @@ class Subject:
     kept: Kept | None = None
     prompts: pa.Table | None = None
     folder: Path | None = None
+    judging: pa.Table | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer_folder: Path, heldout: pa.Table, device: Any, *, template: str = "auto", **more: Any) -> Subject:
@@ -186,7 +188,7 @@ class Subject:
             heldout: held-out samples with the columns `sample_id`, `messages` and `split`.
             device: where the model is.
             template: the chat template of training.
-            more: `rank`, `world_size`, `trained_on`, `kept`, `folder`.
+            more: `rank`, `world_size`, `trained_on`, `kept`, `folder`, `judging`.
 
         Raises:
             UserError: there is no held-out sample to score.

@@ -47,6 +47,7 @@ RESPONSES_SCHEMA = pa.schema(
     ]
 )
 REPEATED_N = 4
+JUDGING = "judging"  # the split of prompts whose answers are judged
 
 
 class GenerateConfig(Config):
@@ -153,11 +154,20 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
         ConfigError: `splits` names one that there is not.
     """
     splits = {**subject.splits, **({PROMPTS: subject.prompts} if subject.prompts is not None else {})}
+    judged = {JUDGING: subject.judging} if subject.judging is not None else {}
     if unknown := set(config.splits or ()) - set(splits):
         raise ConfigError(f"generate.splits: no split {sorted(unknown)[0]!r}{near_matches(sorted(unknown)[0], splits)}")
     with closing(open_engine(subject, config)) as engine:
-        for split in config.splits or splits:
-            asking = prompts(splits[split], subject.encoder, config, answered=split != PROMPTS)
+        for split in [*(config.splits or splits), *judged]:
+            every = config.model_copy(update={"max_samples": None}) if split in judged else config
+            samples = (splits | judged)[split]
+            asking = prompts(samples, subject.encoder, every, answered=split not in (PROMPTS, JUDGING))
+            if split in judged and len(asking) < len(samples):
+                logger.warning(
+                    "generate: %d prompts to judge have more than %d tokens and stay unanswered",
+                    len(samples) - len(asking),
+                    config.max_prompt_tokens,
+                )
             if not asking:
                 logger.warning("generate: no prompt of split %s has at most %d tokens", split, config.max_prompt_tokens)
                 continue

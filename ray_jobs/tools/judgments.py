@@ -1,0 +1,105 @@
+"""Answers and verdicts in the files of AlpacaEval and Arena-Hard: `sft-diversity judgments …`.
+
+    sft-diversity judgments CONFIG.yaml [key=value …] --export alpaca-eval|arena-hard --to FOLDER
+    sft-diversity judgments --import annotations.json [--gamed df_gamed.csv]
+
+Export writes everyone's answers and, for alpaca-eval, every judge's annotations against the first baseline. Import reads AlpacaEval's
+annotations and prints their win rates, ours and AlpacaEval's own. Answers that others gave come in by `judging.answerers` (`files`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diversity.config import ConfigError, UserError
+from diversity.judging import alpaca_eval, exchange
+from diversity.judging.rubrics import load_rubric
+from diversity.judging.summary import METRICS, prompt_scores
+from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.runtime import Context, inside_job, tool
+from ray_jobs.judge import Judging
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="sft-diversity judgments", description="AlpacaEval's and Arena-Hard's files, in and out.")
+    parser.add_argument("config", nargs="*", help="CONFIG.yaml and key=value …, to export")
+    parser.add_argument("--export", choices=exchange.FORMATS, help="write answers, and annotations of alpaca-eval")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where they go")
+    parser.add_argument("--import", dest="read", type=Path, metavar="FILE", help="AlpacaEval's annotations.json")
+    parser.add_argument("--gamed", type=Path, metavar="FILE", help="AlpacaEval's df_gamed.csv, for its length-controlled rates in full")
+    return parser.parse_intermixed_args(argv)
+
+
+@tool("judgments")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export or import, and return the exit code."""
+    given = arguments(argv)
+    if (given.read is None) == (given.export is None):
+        raise ConfigError("give one of --export (with CONFIG.yaml and --to) and --import")
+    if given.read is not None:
+        print("\n".join(imported(given.read, given.gamed)))
+        return 0
+    if not given.config or given.to is None:
+        raise ConfigError("--export needs CONFIG.yaml and --to FOLDER")
+    path, *overrides = given.config
+    context = Context(load_experiment(Path(path), overrides, inside_job=inside_job()), Path(path), tuple(overrides))
+    for written in exported(Judging(context), given.export, given.to):
+        print(written)
+    return 0
+
+
+def exported(stage: Judging, form: str, folder: Path) -> list[Path]:
+    """Write everyone's answers, and annotations where the format has them, and return the files."""
+    written = []
+    for one in stage.answerers:
+        place = folder / one.name
+        if form == "arena-hard":
+            written.append(folder / "model_answer" / f"{one.name}.jsonl")
+            exchange.write_lines(written[-1], exchange.arena_answers(stage.prompts, one.table(), one.name), lines=True)
+            continue
+        written.append(place / "model_outputs.json")
+        exchange.write_lines(written[-1], exchange.alpaca_outputs(stage.prompts, one.table(), one.name), lines=False)
+        baseline = stage.baselines[0]
+        for judge in stage.config.judges:
+            rubric = load_rubric(judge.rubric)
+            verdicts = stage.verdicts(judge, rubric, one.answers.fingerprint, baseline.answers.fingerprint)
+            if verdicts.sealed:
+                named = {"generator": one.name, "against": baseline.name, "annotator": judge.name}
+                rows = exchange.alpaca_annotations(stage.prompts, one.table(), baseline.table(), verdicts.read(), **named)
+                written.append(place / judge.name / "annotations.json")
+                exchange.write_lines(written[-1], rows, lines=False)
+    return written
+
+
+def imported(path: Path, gamed: Path | None) -> list[str]:
+    """Return the figures of AlpacaEval's annotations, ours and its own, in lines."""
+    verdicts, facts = exchange.read_annotations(path)
+    scores = prompt_scores(verdicts)
+    lines = [f"{facts['model']} against {facts['baseline']}, annotated by {', '.join(facts['annotators'])}: {verdicts.num_rows} rows"]
+    for name, function in METRICS.items():
+        one = function(scores)
+        lines.append(f"{name:<36} {100 * one.value:7.2f}  95% {100 * one.low:.2f} to {100 * one.high:.2f}  ({one.n} prompts)")
+    lines += [f"AlpacaEval's {name:<23} {value:7.2f}" for name, value in facts["alpaca_eval"].items()]
+    baseline_lengths, lengths = exchange.lengths(path)
+    known = None
+    if gamed is not None:
+        with gamed.open(newline="", encoding="utf-8") as stream:
+            known = alpaca_eval.Gamed.of(list(csv.DictReader(stream)))
+    for variant in alpaca_eval.VARIANTS if known else ["length_controlled_minimal"]:
+        values = np.array([np.nan if value is None else value for value in verdicts["score"].to_pylist()])
+        try:
+            fitted = alpaca_eval.length_controlled(values, baseline_lengths, lengths, known, variant)
+            lines.append(f"AlpacaEval's {variant:<23} {fitted['length_controlled_winrate']:7.2f}")
+        except UserError as error:
+            lines.append(f"AlpacaEval's {variant}: not defined, {error}")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""Instruction-following difficulty: how much an instruction helps a model with its response.
+
+IFD = L(response | instruction) / L(response), mean losses per response token (Li et al., arXiv 2308.12032). Above 1, the instruction does
+not help at all. The instruction is taken out by an empty user's turn in its place, so that both see one template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def difficulties(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]], *, device: str = "cpu", most: int = 1024) -> np.ndarray:
+    """Return `(n,)`: the IFD of each conversation's assistant turns; NaN where one has no response within `most` tokens.
+
+    Args:
+        folder: the model, a Hugging Face folder.
+        conversations: messages.
+        device: `cpu` or `cuda`.
+        most: tokens of a conversation; longer ones are left out.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from training.attention import use_packed_attention
+    from training.chat import ChatEncoder, load_tokenizer
+    from training.evaluators.nll import sample_nll
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    use_packed_attention(model)
+    model = model.to(torch.device(device)).eval()
+    encoder = ChatEncoder(load_tokenizer(folder), "auto")
+    silent = [[{"role": "user", "content": ""}, *(m for m in messages if m["role"] == "assistant")] for messages in conversations]
+    found = np.full(len(conversations), np.nan)
+    pairs = list(zip(encoder.encode_all(list(conversations)), encoder.encode_all(silent), strict=True))
+    places = [place for place, pair in enumerate(pairs) if all(one.response_tokens and len(one) <= most for one in pair)]
+    if places:
+        with torch.no_grad():
+            losses = [sample_nll(model, [pairs[place][side] for place in places], torch.device(device)).means for side in (0, 1)]
+        found[places] = losses[0] / losses[1]
+    return found
