@@ -62,7 +62,7 @@ def build(sources: Sources, cells: list[Cell], target: Storage) -> None:
     clock.lap("plan levels")
     picks = {cell: select(inputs, cell, sources.selection) for cell in cells}
     clock.lap("choose")
-    artifacts = {cell: target.artifact("datasets", f"{number:032x}") for number, cell in enumerate(cells)}
+    artifacts = {cell: target.artifact("datasets", f"{number:032x}").begin() for number, cell in enumerate(cells)}
     choices = {artifacts[cell]: Choice(pick.rows, pick.chosen_for) for cell, pick in picks.items()}
     _write(sources.corpus, choices)
     clock.lap("write")
@@ -72,7 +72,7 @@ def build(sources: Sources, cells: list[Cell], target: Storage) -> None:
         artifacts[cell].seal({**found, "pool_size": pick.pool_size})
     clock.lap("read again and check by id")
     total = sum(spent.values())
-    again = {target.artifact("datasets", f"f{number:031x}"): choice for number, choice in enumerate(choices.values())}
+    again = {target.artifact("datasets", f"f{number:031x}").begin(): choice for number, choice in enumerate(choices.values())}
     _write(sources.corpus, again)
     clock.lap("the same files without choosing")
     rows = [[what, f"{time:.2f}", f"{time / spent['the same files without choosing']:.2f}"] for what, time in spent.items()]
@@ -86,7 +86,7 @@ def _write(corpus: Artifact, choices: dict[Artifact, Choice]) -> None:
     """Write datasets as the stage does, some in one pass over the corpus."""
     order = list(choices)
     for start in range(0, len(order), BATCH):
-        dataset.write(corpus, {artifact.begin(): choices[artifact] for artifact in order[start : start + BATCH]})
+        dataset.write(corpus, {artifact: choices[artifact] for artifact in order[start : start + BATCH]})
 
 
 def _rows(picks: object) -> int:

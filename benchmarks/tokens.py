@@ -100,7 +100,7 @@ def samples_of(path: str | None, n: int) -> pa.Table:
 
 def seal(target: Artifact, samples: pa.Table, copies: int) -> None:
     """Seal the samples so many times over, sorted by id within each copy, in parts of about 128 MB."""
-    target.begin()
+    target = target.begin()
     rows = max(1, int(len(samples) * PART_BYTES / samples.nbytes))
     number = 0
     for copy in range(copies):

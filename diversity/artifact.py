@@ -1,8 +1,10 @@
 """Sealed folders: a fingerprint names the content, and the manifest, written last, says that it is whole.
 
-`<storage>/<kind>/<fingerprint>/` holds parquet and `manifest.json`. A folder without a manifest does not exist for readers and is
-emptied by the next writer, so a crash at any point costs the work since the last seal and can't leave half a result behind. Storage
-is any URI that pyarrow's filesystems open.
+`<storage>/<kind>/<fingerprint>/` holds parquet and `manifest.json`, and without a manifest it does not exist for readers. Every writer
+writes into a folder of its own, `<fingerprint>/.<writer>/`, and sealing publishes that folder at one stroke; who finds the artifact
+sealed throws its own away. So a crash at any point costs the work since the last seal and can't leave half a result behind, and two jobs
+that make the same artifact never mix. Storage is any URI that pyarrow's filesystems open. docs/storage.md has what is promised, and how
+it is shown.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import importlib.metadata
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +25,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from diversity import publishing
 from diversity.config import UserError
+from diversity.filesystems import Files, StorageError
+from diversity.publishing import BEGUN, DATA, MANIFEST
 
-MANIFEST = "manifest.json"
 ROW_GROUP = 8192  # rows: a reader of some of a part's rows reads little more than those
 KINDS = (
     *("corpus", "heldout", "profile", "peel", "datasets", "metrics", "models", "scores"),
@@ -33,10 +39,6 @@ KINDS = (
 
 class ArtifactError(UserError):
     """A missing, unsealed or broken artifact; the message names the path and the command that makes it."""
-
-
-class StorageError(UserError):
-    """A storage that can't be opened or written."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -93,39 +95,8 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
     return found
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(Files):
     """A place for artifacts: an absolute local path or any URI that pyarrow's filesystems open. It pickles as its URI."""
-
-    uri: str
-
-    def filesystem(self) -> tuple[pafs.FileSystem, str]:
-        """Return the filesystem and the root path inside it.
-
-        Raises:
-            StorageError: the URI can't be opened, or is a relative path.
-        """
-        if "://" not in self.uri:
-            if not self.uri.startswith("/"):
-                raise StorageError(f"storage {self.uri!r} is relative; give it as {Path(self.uri).resolve()}")
-            return pafs.LocalFileSystem(), posixpath.normpath(self.uri)
-        try:
-            return pafs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError(f"storage {self.uri!r} can't be opened: {error}") from None
-
-    def check_writable(self) -> None:
-        """Write and remove a small file.
-
-        Raises:
-            StorageError: nothing can be written there.
-        """
-        try:
-            self.write_bytes(".probe", b"")
-            filesystem, root = self.filesystem()
-            filesystem.delete_file(f"{root}/.probe")
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"storage {self.uri!r} can't be written: {error}") from None
 
     def artifact(self, kind: str, fingerprint: str) -> Artifact:
         """Return the handle of an artifact, whether it exists or not."""
@@ -138,37 +109,19 @@ class Storage:
         kind, _, name = path.partition("/")
         return self.artifact(kind, name)
 
-    def exists(self, path: str) -> bool:
-        """Return whether there is a file at the path relative to the storage."""
-        filesystem, root = self.filesystem()
-        return filesystem.get_file_info(f"{root}/{path}").type == pafs.FileType.File
-
-    def read_bytes(self, path: str) -> bytes:
-        """Return the content of the file at the path relative to the storage."""
-        filesystem, root = self.filesystem()
-        with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
-            return stream.read()
-
-    def write_bytes(self, path: str, content: bytes) -> None:
-        """Write a file whole or not at all: locally by a rename, on object stores because a put is atomic there."""
-        filesystem, root = self.filesystem()
-        target = f"{root}/{path}"
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        local = isinstance(filesystem, pafs.LocalFileSystem)
-        written = f"{target}.part" if local else target
-        with filesystem.open_output_stream(written, compression=None) as stream:
-            stream.write(content)
-        if local:
-            filesystem.move(written, target)
-
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder of a storage that exists for readers once it is sealed."""
+    """A folder of a storage that exists for readers once it is sealed.
+
+    A handle from `begin` is a writer's: what it writes, and what it reads until it seals, lies in a folder of its own. It pickles, so that
+    the tasks of a job write together.
+    """
 
     storage: Storage
     kind: str
     fingerprint: str
+    writer: str | None = None
 
     @property
     def path(self) -> str:
@@ -182,8 +135,9 @@ class Artifact:
 
     @property
     def sealed(self) -> bool:
-        """Return whether the manifest is there."""
-        return self.storage.exists(f"{self.path}/{MANIFEST}")
+        """Return whether the manifest is there; what a killed writer was about to publish is published first."""
+        manifest = f"{self.path}/{MANIFEST}"
+        return self.storage.exists(manifest) or (publishing.finish(self.storage, self.path) and self.storage.exists(manifest))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -197,41 +151,51 @@ class Artifact:
         return json.loads(self.storage.read_bytes(f"{self.path}/{MANIFEST}"))
 
     def begin(self) -> Artifact:
-        """Empty the folder, so that what a killed writer left can't mix with what comes now.
-
-        Raises:
-            ArtifactError: it is sealed, and a sealed artifact never changes.
-        """
-        if self.sealed:
-            raise ArtifactError(f"{self.uri} is sealed and never written again")
-        filesystem, root = self.storage.filesystem()
-        folder = f"{root}/{self.path}"
+        """Return a writer's handle, with a folder of its own, so that what others write or have left can't mix with what comes now."""
+        target = replace(self, writer=secrets.token_hex(8))
         try:
-            filesystem.create_dir(folder, recursive=True)
-            filesystem.delete_dir_contents(folder, missing_dir_ok=True)
+            self.storage.write_bytes(f"{target._own}/{BEGUN}", b"")
         except OSError as error:
             raise StorageError(f"{self.uri} can't be written: {error}") from None
-        return self
+        return target
+
+    def locate(self, name: str = "") -> str:
+        """Return where a file or folder of the artifact lies, relative to the storage: as the manifest says, or with this writer.
+
+        Raises:
+            ArtifactError: it isn't sealed, and this is no writer's handle.
+        """
+        if self.writer is not None and self.storage.exists(f"{self._own}/{BEGUN}"):
+            return f"{self._own}/{name}".rstrip("/")
+        folder = posixpath.dirname(self.manifest.get(DATA, DATA))
+        return "/".join(filter(None, (self.path, folder, name)))
+
+    def place(self, name: str = "") -> str:
+        """Return where a file or folder of the artifact lies, as a path inside the storage's filesystem."""
+        return f"{self.storage.filesystem()[1]}/{self.locate(name)}"
 
     def write(self, table: pa.Table, name: str = "data/part-00000.parquet") -> None:
         """Write a table as one parquet file of the artifact."""
-        filesystem, root = self.storage.filesystem()
-        target = f"{root}/{self.path}/{name}"
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=ROW_GROUP)
+        with self._writing(name) as (filesystem, target):
+            pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=ROW_GROUP)
 
-    def open_output(self, name: str) -> BinaryIO:
-        """Return a stream into a new file of the artifact, for what is not one table."""
-        filesystem, root = self.storage.filesystem()
-        target = f"{root}/{self.path}/{name}"
-        filesystem.create_dir(posixpath.dirname(target), recursive=True)
-        return filesystem.open_output_stream(target, compression=None)
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[BinaryIO]:
+        """Have a stream into a new file of the artifact, for what is not one table."""
+        with self._writing(name) as (filesystem, target), filesystem.open_output_stream(target, compression=None) as stream:
+            yield stream
+
+    def folder(self, name: str) -> str:
+        """Return a writer's folder for files that others write, as a path inside the storage's filesystem."""
+        return f"{self.storage.filesystem()[1]}/{self._own}/{name}"
+
+    def remove(self, name: str) -> None:
+        """Remove a folder that the writer doesn't want to seal, if it is there."""
+        self.storage.remove_folder(f"{self._own}/{name}")
 
     def parts(self, folder: str = "data") -> list[str]:
         """Return the parquet files of a folder in name order, as paths inside the storage's filesystem."""
-        filesystem, root = self.storage.filesystem()
-        selector = pafs.FileSelector(f"{root}/{self.path}/{folder}", allow_not_found=True)
-        return sorted(info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".parquet"))
+        return [info.path for info in self.storage.list(self.locate(folder)) if info.path.endswith(".parquet")]
 
     def read(self, folder: str = "data", columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a folder's parquet files, in name order.
@@ -247,7 +211,33 @@ class Artifact:
         return pa.concat_tables([pq.read_table(part, columns=chosen, filesystem=filesystem) for part in parts])
 
     def seal(self, manifest: Mapping[str, Any]) -> Artifact:
-        """Write the manifest, and with it the artifact into existence."""
+        """Publish the writer's folder with this manifest, and return the artifact; if another sealed it, throw the folder away.
+
+        Raises:
+            ArtifactError: the writer's folder is gone.
+        """
         content = {**manifest, "kind": self.kind, "fingerprint": self.fingerprint}
-        self.storage.write_bytes(f"{self.path}/{MANIFEST}", json.dumps(content, ensure_ascii=False, indent=1).encode())
-        return self
+        publish = publishing.by_renames if self.storage.renames else publishing.by_name
+        if not publish(self.storage, self.path, posixpath.basename(self._own), content):
+            raise ArtifactError(f"{self.uri}: the folder .{self.writer} is gone, removed while it was written; run the same command again")
+        return replace(self, writer=None)
+
+    def discard(self) -> None:
+        """Throw the writer's folder away."""
+        publishing.discard(self.storage, self._own)
+
+    def unseal(self) -> None:
+        """Remove the manifest, so that the artifact is made again."""
+        filesystem, root = self.storage.filesystem()
+        filesystem.delete_file(f"{root}/{self.path}/{MANIFEST}")
+
+    @property
+    def _own(self) -> str:
+        """Return the writer's folder, relative to the storage."""
+        if self.writer is None:
+            raise ArtifactError(f"{self.uri}: only the handle that begin() returns can write")
+        return f"{self.path}/.{self.writer}"
+
+    def _writing(self, name: str) -> AbstractContextManager[tuple[pafs.FileSystem, str]]:
+        # Aside, since a task whose node was given up may still be writing the same file when another one has sealed.
+        return self.storage.writing(f"{self._own}/{name}", f"{self._own}/.parts/{secrets.token_hex(6)}")

@@ -145,12 +145,12 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
         logger.info("results are sealed already: %s", artifact.uri)
         return artifact, _read(artifact, "effects.parquet")
     effects = effects_table(gathered.results, gathered.metrics, gathered.coverage, gathered.sources)
-    artifact.begin()
-    artifact.write(gathered.results, "results.parquet")
-    artifact.write(effects, "effects.parquet")
-    artifact.write(gathered.metrics, "metrics.parquet")
+    target = artifact.begin()
+    target.write(gathered.results, "results.parquet")
+    target.write(effects, "effects.parquet")
+    target.write(gathered.metrics, "metrics.parquet")
     counts = {"cells": gathered.cells.num_rows, "rows": gathered.results.num_rows}
-    artifact.seal({"experiment": context.experiment.experiment, **counts, "verdict": verdict_lines(verdict(effects))})
+    target.seal({"experiment": context.experiment.experiment, **counts, "verdict": verdict_lines(verdict(effects))})
     return artifact, effects
 
 
@@ -167,12 +167,12 @@ def _seal_report(context: Context, results: Artifact, data: ReportData) -> tuple
     )
     artifact = context.storage.artifact("report", name)
     if artifact.sealed:
-        return artifact, context.storage.read_bytes(f"{artifact.path}/index.html").decode()
+        return artifact, context.storage.read_bytes(artifact.locate("index.html")).decode()
     page = render(data)
-    artifact.begin()
-    with artifact.open_output("index.html") as stream:
+    target = artifact.begin()
+    with target.open_output("index.html") as stream:
         stream.write(page.encode())
-    artifact.seal({"experiment": data.experiment, "results": results.path})
+    target.seal({"experiment": data.experiment, "results": results.path})
     return artifact, page
 
 
@@ -232,8 +232,7 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _read(artifact: Artifact, name: str) -> pa.Table:
-    filesystem, root = artifact.storage.filesystem()
-    return pq.read_table(f"{root}/{artifact.path}/{name}", filesystem=filesystem)
+    return pq.read_table(artifact.place(name), filesystem=artifact.storage.filesystem()[0])
 
 
 if __name__ == "__main__":

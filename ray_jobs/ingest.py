@@ -138,7 +138,7 @@ def _build(context: Context, stage: Ingest) -> None:
     content = ContentHash()
     for part in artifact.parts():
         content.update(read_part(artifact, part, ["sample_id", "source"]))
-    _remove_staging(artifact)
+    artifact.remove(STAGING)
     figures = counts.manifest()
     artifact.seal(
         {
@@ -212,13 +212,13 @@ def _stage_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, 
 
 def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table, Counter[str]]:
     """Return the samples at these places in order and each once, and the duplicates of every source."""
-    filesystem, root = artifact.storage.filesystem()
+    filesystem, _ = artifact.storage.filesystem()
     by_file: dict[str, list[int]] = {}
     for name, index in places:
         by_file.setdefault(name, []).append(index)
     tables = []
     for name, indices in by_file.items():
-        with filesystem.open_input_file(f"{root}/{artifact.path}/{name}") as stream:
+        with filesystem.open_input_file(artifact.folder(name)) as stream:
             reader = pa.ipc.open_file(stream)
             tables.append(pa.Table.from_batches([reader.get_batch(index) for index in indices]))
     return merge(tables)
@@ -250,11 +250,6 @@ def _merge_part(
         "duplicates": duplicates,
         "sources": counted(samples["source"]),
     }
-
-
-def _remove_staging(artifact: Artifact) -> None:
-    filesystem, root = artifact.storage.filesystem()
-    filesystem.delete_dir(f"{root}/{artifact.path}/{STAGING}")
 
 
 def _check_again(manifest: dict[str, Any], corpus: CorpusConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from diversity.artifact import MANIFEST, Artifact, fingerprint
+from diversity.artifact import Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
 from ray_jobs import build_datasets, heldout, profile_corpus
@@ -228,8 +228,7 @@ def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:
         )
     for one in gone:
         logger.info("%s is trained again", one.keys[0])
-        filesystem, root = one.task.model.storage.filesystem()
-        filesystem.delete_file(f"{root}/{one.task.model.path}/{MANIFEST}")
+        one.task.model.unseal()
 
 
 def _keep_best(every: Sequence[Run]) -> None:

@@ -36,7 +36,7 @@ ROOMS = {
     "ray_jobs.tools": {"stages", "tasks", "job", "report"},
 }
 STAGES = {"tasks", "job", "report"}  # what a file of ray_jobs that is in no room may import
-ON_TOP = {"artifact", "cell", "config", "keys"}  # may import each other, and no room
+ON_TOP = {"artifact", "cell", "config", "filesystems", "keys", "publishing"}  # may import each other, and no room
 Graph = dict[str, set[str]]
 
 

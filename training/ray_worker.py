@@ -125,17 +125,15 @@ def cache_folder() -> Path:
 
 def has_weights(model: Artifact) -> bool:
     """Return whether a model's weights are still there; a config is removed first, so that half of them never count."""
-    return model.storage.exists(f"{model.path}/{WEIGHTS}/config.json")
+    return model.storage.exists(model.locate(f"{WEIGHTS}/config.json"))
 
 
 def remove_weights(model: Artifact) -> None:
     """Remove a model's weights; what says how it was trained stays."""
-    filesystem, root = model.storage.filesystem()
-    folder = f"{root}/{model.path}/{WEIGHTS}"
     if has_weights(model):
-        filesystem.delete_file(f"{folder}/config.json")
-    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
-        filesystem.delete_dir(folder)
+        filesystem, _ = model.storage.filesystem()
+        filesystem.delete_file(model.place(f"{WEIGHTS}/config.json"))
+    model.storage.remove_folder(model.locate(WEIGHTS))
 
 
 def _train(task: Task, figures: dict[str, Any]) -> Any:
@@ -176,15 +174,14 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
             leaving=Notice(task.device),
         )
     leads = context.get_world_rank() == 0
-    if leads:
-        task.model.begin()
+    target = task.model.begin() if leads else None
     sealing = time.perf_counter()
-    with local_copy(task.model, WEIGHTS, write=leads) as folder:
+    with _folder_to_fill(target, WEIGHTS) as folder:
         export(trained.engine, base, folder, task.sft, chat=trained.chat)
-    if leads:
-        task.model.write(trained.rows, "train.parquet")
+    if target is not None:
+        target.write(trained.rows, "train.parquet")
         figures |= {**trained.summary, "export_s": time.perf_counter() - sealing}
-        task.model.seal(
+        target.seal(
             {
                 "run": task.run,
                 "cells": list(task.cells),
@@ -325,7 +322,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     if opened and context.get_world_size() > 1:
         torch.distributed.barrier()  # until rank 0 has stored the model
     with (
-        local_copy(task.model, WEIGHTS, read=opened) as folder,
+        _local_copy(task.model, WEIGHTS, read=opened) as folder,
         torch.no_grad(),
         torch.autocast(task.device, torch.bfloat16, enabled=half),
     ):
@@ -346,11 +343,11 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     if context.get_world_rank() != 0:
         return
     figures |= {"score_s": time.perf_counter() - started, "scores": _named(scores.table.to_pylist())}
-    task.scores.begin()
-    task.scores.write(scores.table)
+    target = task.scores.begin()
+    target.write(scores.table)
     for name, rows in {"samples": scores.samples, **scores.tables}.items():
-        task.scores.write(rows, f"{name}/part-00000.parquet")
-    task.scores.seal(
+        target.write(rows, f"{name}/part-00000.parquet")
+    target.seal(
         {
             "run": task.run,
             "cells": list(task.cells),
@@ -424,16 +421,26 @@ def _device(kind: str) -> Any:
 
 
 @contextmanager
-def local_copy(artifact: Artifact, name: str, *, read: bool = False, write: bool = False) -> Iterator[Path]:
-    """Have a folder of an artifact as a local one: itself on a local storage, else a copy, fetched before or stored after."""
-    filesystem, root = artifact.storage.filesystem()
-    place = f"{root}/{artifact.path}/{name}"
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(place)
+def _local_copy(artifact: Artifact, name: str, *, read: bool) -> Iterator[Path]:
+    """Have a folder of a sealed artifact as a local one: itself on a local storage, else a copy; empty where nothing is to be read."""
+    filesystem, _ = artifact.storage.filesystem()
+    if read and isinstance(filesystem, pafs.LocalFileSystem):
+        yield Path(artifact.place(name))
         return
     with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
         if read:
-            pafs.copy_files(place, folder, source_filesystem=filesystem)
+            pafs.copy_files(artifact.place(name), folder, source_filesystem=filesystem)
         yield Path(folder)
-        if write:
-            pafs.copy_files(folder, place, destination_filesystem=filesystem)
+
+
+@contextmanager
+def _folder_to_fill(target: Artifact | None, name: str) -> Iterator[Path]:
+    """Have a local folder whose files become a folder of the artifact that a writer makes: itself on a local storage, else copied after."""
+    filesystem = target.storage.filesystem()[0] if target is not None else None
+    if target is not None and isinstance(filesystem, pafs.LocalFileSystem):
+        yield Path(target.folder(name))
+        return
+    with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
+        yield Path(folder)
+        if target is not None:
+            pafs.copy_files(folder, target.folder(name), destination_filesystem=filesystem)

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from diversity.artifact import file_digest
 from diversity.config import UserError, load
+from diversity.filesystems import open_filesystem
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     if not separator:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
     try:
-        return pafs.FileSystem.from_uri(uri)
+        return open_filesystem(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError):
         pass
     try:

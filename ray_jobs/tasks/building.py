@@ -116,9 +116,10 @@ def prune_typing(typing: Typing, samples: Samples, selection: SelectionConfig, p
         "label": pa.array(typing.label, pa.string()),
         "df": pa.array(typing.incidence.df(), pa.int64()),
     }
-    peel.begin().write(pa.table(rows))
-    peel.write(pa.table({"birth": pa.array(pruned.birth, pa.int32())}), "births/part-00000.parquet")
-    peel.seal({"typing": typing.name, "M": typing.incidence.n_types, "nnz": typing.incidence.nnz, "algorithm": selection.algorithm})
+    target = peel.begin()
+    target.write(pa.table(rows))
+    target.write(pa.table({"birth": pa.array(pruned.birth, pa.int32())}), "births/part-00000.parquet")
+    target.seal({"typing": typing.name, "M": typing.incidence.n_types, "nnz": typing.incidence.nnz, "algorithm": selection.algorithm})
     logger.info("%s: %d types pruned (%d incidences)", typing.name, typing.incidence.n_types, typing.incidence.nnz)
     return pruned
 
@@ -153,17 +154,18 @@ def write_and_seal(
     """
     known, picks = loaded[: len(typings)], loaded[len(typings) :]
     corpus = Corpus(samples.ids, samples.tokens, {typing: one.incidence for typing, one in zip(typings, known, strict=True)})
-    chosen = {a.begin(): Choice(p.rows, p.chosen_for) for a, p in zip(artifacts, picks, strict=True)}
+    targets = [artifact.begin() for artifact in artifacts]
+    chosen = {target: Choice(pick.rows, pick.chosen_for) for target, pick in zip(targets, picks, strict=True)}
     materialise = sources.selection.materialise
     if materialise:
         dataset.write(sources.corpus, chosen)
     else:
         dataset.write_picks(samples.ids, chosen)
-    for cell, artifact, pick in zip(cells, artifacts, picks, strict=True):
-        written = artifact.read() if materialise else dataset.through_to(sources.corpus, artifact.read())
+    for cell, target, pick in zip(cells, targets, picks, strict=True):
+        written = target.read() if materialise else dataset.through_to(sources.corpus, target.read())
         found = dataset.check(written, cell, corpus, pick.kept, pick.target, closure=closure_of(cell.strategy, sources.selection))
         facts = {"pool_size": pick.pool_size, "materialised": materialise, "made_from": made_from(sources, cell)}
-        artifact.seal({**found, **facts, **({"target": pick.target} if pick.target else {})})
+        target.seal({**found, **facts, **({"target": pick.target} if pick.target else {})})
     return [cell.name for cell in cells]
 
 
@@ -196,8 +198,9 @@ def measure_dataset(sources: Sources, cell: Cell, source: Artifact, target: Arti
         ids, offsets = encoder.encode(texts)
         vectors = embedding_matrix(sources.embeddings[side])[rows] if side in sources.embeddings else None
         parts.append(measure(side, tokens=ids, offsets=offsets, texts=texts, embeddings=vectors))
-    target.begin().write(pa.concat_tables(parts).cast(METRICS_SCHEMA))
-    target.seal({"cell": cell.describe(), "dataset": source.path})
+    written = target.begin()
+    written.write(pa.concat_tables(parts).cast(METRICS_SCHEMA))
+    written.seal({"cell": cell.describe(), "dataset": source.path})
     return cell.name
 
 

@@ -214,8 +214,7 @@ def type_spans(work: Tokenise, rows: CorpusRows, spans: Sequence[tuple[int, tupl
         if unit == WORD:
             table = typer(rows.read(start, stop, ["sample_id", side]))
         else:
-            filesystem, root = work.artifact.storage.filesystem()
-            table = typer(pq.read_table(f"{root}/{work.artifact.path}/{STAGING}/counts/part-{span:05d}.parquet", filesystem=filesystem))
+            table = typer(_read(work.artifact, work.artifact.folder(f"{STAGING}/counts/part-{span:05d}.parquet")))
         work.artifact.write(table, f"data/part-{span:05d}.parquet")
         found = {**summarise(table["types"]), "tokens": int(table["tokens"].to_numpy().sum(dtype=np.int64))}
         totals = {name: totals[name] + found[name] for name in totals}
@@ -318,10 +317,7 @@ def _write(artifact: Artifact, typed: Typed, sealing: dict[str, Any]) -> None:
 
 
 def _seal(artifact: Artifact, manifest: dict[str, Any]) -> None:
-    filesystem, root = artifact.storage.filesystem()
-    staging = f"{root}/{artifact.path}/{STAGING}"
-    if artifact.storage.filesystem()[0].get_file_info(staging).type.name == "Directory":
-        filesystem.delete_dir(staging)
+    artifact.remove(STAGING)
     artifact.seal(manifest)
 
 

@@ -141,7 +141,8 @@ def _seal_peel(sources: Sources, name: str, typing: ShardedTyping, types: pa.Tab
     """Seal the peel as `building.prune_typing` does, births in a part for each shard."""
     peel, manifest = sources.peels[name], sources.profiles[name].manifest
     position = pa.array(typing.position, pa.int32())
-    peel.begin().write(types.append_column("position", position).select(["type", "content", "position", "label", "df"]))
+    target = peel.begin()
+    target.write(types.append_column("position", position).select(["type", "content", "position", "label", "df"]))
     for part, births in enumerate(typing.shards.each("pool_entries")):
-        peel.write(pa.table({"birth": pa.array(births, pa.int32())}), f"births/part-{part:05d}.parquet")
-    peel.seal({"typing": name, "M": len(typing.position), "nnz": manifest["nnz"], "algorithm": sources.selection.algorithm})
+        target.write(pa.table({"birth": pa.array(births, pa.int32())}), f"births/part-{part:05d}.parquet")
+    target.seal({"typing": name, "M": len(typing.position), "nnz": manifest["nnz"], "algorithm": sources.selection.algorithm})

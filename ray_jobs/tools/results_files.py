@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from diversity.artifact import ArtifactError, Storage
+from diversity.artifact import MANIFEST, ArtifactError, Storage
 from diversity.config import ConfigError
 from diversity.effects.comparing import common_scores, of_score
 from diversity.effects.schema import SCORE, Row, scored_rows
@@ -31,8 +31,12 @@ def read_scored(target: str) -> tuple[str, list[Row]]:
     """
     name, folder, file = _place(target)
     storage = Storage(folder)
+    if storage.exists(MANIFEST):
+        root, kind, fingerprint = folder.rsplit("/", 2)
+        storage = Storage(root)
+        file = storage.artifact(kind, fingerprint).locate(file)
     if not storage.exists(file):
-        raise ArtifactError(f"{target}: there is no {folder}/{file}; make it with: python -m ray_jobs.analyze")
+        raise ArtifactError(f"{target}: there is no {storage.uri}/{file}; make it with: python -m ray_jobs.analyze")
     filesystem, root = storage.filesystem()
     rows = scored_rows(pq.read_table(f"{root}/{file}", filesystem=filesystem))
     if not rows:

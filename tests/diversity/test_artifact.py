@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
 from diversity.artifact import ArtifactError, Storage, StorageError, digest, file_digest, fingerprint
@@ -17,22 +18,85 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def test_an_unsealed_folder_does_not_exist_and_is_emptied_by_the_next_writer(storage: Storage) -> None:
-    artifact = storage.artifact("corpus", "f0").begin()
-    artifact.write(pa.table({"a": [1]}), "data/part-00007.parquet")
+def names(storage: Storage) -> set[str]:
+    """Return every file of a storage, relative to it."""
+    return {path.relative_to(storage.uri).as_posix() for path in Path(storage.uri).rglob("*") if path.is_file()}
+
+
+def test_an_unsealed_folder_does_not_exist_and_what_it_holds_mixes_with_nothing(storage: Storage) -> None:
+    artifact = storage.artifact("corpus", "f0")
+    left = artifact.begin()
+    left.write(pa.table({"a": [1]}), "data/part-00007.parquet")
     assert not artifact.sealed
-    with pytest.raises(ArtifactError, match="corpus/f0"):
-        _ = artifact.manifest
-    artifact.begin().write(pa.table({"a": [2]}))
-    artifact.seal({"rows": 1})
+    for reads in (lambda: artifact.manifest, artifact.read, artifact.parts):
+        with pytest.raises(ArtifactError, match="corpus/f0 is not sealed"):
+            reads()
+    target = artifact.begin()
+    target.write(pa.table({"a": [2]}))
+    assert left.read().column("a").to_pylist() == [1] and target.read().column("a").to_pylist() == [2], "each reads its own"
+    assert target.seal({"rows": 1}) == artifact
     assert artifact.sealed and artifact.manifest["rows"] == 1
-    assert artifact.read().column("a").to_pylist() == [2]
+    assert artifact.read().column("a").to_pylist() == target.read().column("a").to_pylist() == [2]
+    assert {name for name in names(storage) if "/." not in name} == {"corpus/f0/data/part-00000.parquet", "corpus/f0/manifest.json"}
 
 
-def test_a_sealed_artifact_is_never_written_again(storage: Storage) -> None:
-    artifact = storage.artifact("corpus", "f0").begin().seal({})
-    with pytest.raises(ArtifactError, match="never written again"):
-        artifact.begin()
+def test_who_finds_it_sealed_throws_its_own_away(storage: Storage) -> None:
+    artifact = storage.artifact("corpus", "f0")
+    first, second = artifact.begin(), artifact.begin()
+    for number, target in enumerate((first, second)):
+        target.write(pa.table({"a": [number]}))
+        target.write(pa.table({"b": [number]}), "rejected/part-00000.parquet")
+    first.seal({"by": 0})
+    before = names(storage)
+    second.seal({"by": 1})
+    assert artifact.manifest["by"] == 0 and artifact.read("rejected")["b"].to_pylist() == [0]
+    assert names(storage) == {name for name in before if f".{second.writer}" not in name}
+
+
+def test_only_a_writer_writes_and_only_once(storage: Storage) -> None:
+    artifact = storage.artifact("corpus", "f0")
+    for writes in (lambda: artifact.write(pa.table({"a": [1]})), lambda: artifact.seal({}), lambda: artifact.remove("staging")):
+        with pytest.raises(ArtifactError, match="only the handle that begin"):
+            writes()
+    target = artifact.begin()
+    target.discard()
+    with pytest.raises(ArtifactError, match="is gone, removed while it was written"):
+        target.seal({})
+    assert not artifact.sealed
+
+
+def test_an_unsealed_artifact_is_made_again_and_nothing_of_the_old_one_stays(storage: Storage) -> None:
+    artifact = storage.artifact("models", "f0")
+    for version, files in enumerate((("hf/a", "hf/b", "log"), ("hf/a", "log"))):
+        target = artifact.begin()
+        for name in files:
+            with target.open_output(name) as stream:
+                stream.write(str(version).encode())
+        target.seal({})
+        if version == 0:
+            artifact.unseal()
+            assert not artifact.sealed
+    assert names(storage) == {f"models/f0/{name}" for name in ("hf/a", "log", "manifest.json")}
+    assert storage.read_bytes("models/f0/hf/a") == storage.read_bytes("models/f0/log") == b"1"
+
+
+def test_a_file_that_is_not_whole_is_never_there(storage: Storage) -> None:
+    target = storage.artifact("corpus", "f0").begin()
+    with pytest.raises(RuntimeError), target.open_output("data/part-00000.parquet") as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert not target.parts()
+    target.seal({})
+    assert names(storage) == {"corpus/f0/manifest.json"}
+
+
+def test_an_earlier_version_s_artifact_is_read(storage: Storage) -> None:
+    storage.artifact("corpus", "f0").begin().seal({})
+    storage.write_bytes("corpus/f0/manifest.json", b'{"kind": "corpus"}')  # without the key `data`
+    filesystem, root = storage.filesystem()
+    filesystem.create_dir(f"{root}/corpus/f0/data")
+    assert storage.artifact("corpus", "f0").parts() == []
+    assert isinstance(filesystem, pafs.LocalFileSystem)
 
 
 def test_parts_are_read_in_name_order(storage: Storage) -> None:

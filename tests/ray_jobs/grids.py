@@ -83,21 +83,21 @@ def seal_ground(
     corpus = storage.artifact("corpus", "c").begin()
     for number, start in enumerate((0, 200)):
         corpus.write(table.slice(start, 200 if number == 0 else len(table)), f"data/part-{number:05d}.parquet")
-    corpus.seal({"window": list(window)} if window else {})
+    corpus = corpus.seal({"window": list(window)} if window else {})
     profiles, embeddings = {}, {}
     for number, typing in enumerate(typings):
         found = micro(table, typing, band=BAND, encoder=encoder()) if "-micro" in typing else by_hand(table, typing, number)
         profiles[typing] = storage.artifact("profile", f"p{number}").begin()
         for name, part in found.tables.items():
             profiles[typing].write(part, f"{name}/part-00000.parquet")
-        profiles[typing].seal({"corpus": "c", **found.summary()})
+        profiles[typing] = profiles[typing].seal({"corpus": "c", **found.summary()})
     for number, side in enumerate(("instruction", "response")):
         vectors = np.random.default_rng(number).normal(size=(len(table), 8))
         vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 8)
         embeddings[side] = storage.artifact("profile", f"e{number}").begin()
         embeddings[side].write(pa.table({"sample_id": table["sample_id"], "embedding": column}))
-        embeddings[side].seal({})
+        embeddings[side] = embeddings[side].seal({})
     return Ground(storage, table, Sources(corpus, profiles, embeddings, MODEL, SelectionConfig(), GridConfig()))
 
 

@@ -68,12 +68,12 @@ def context(folder: Path, table: pa.Table, parts: int, *overrides: str) -> Conte
     given = Context(load_experiment(config, list(overrides), inside_job=False), config)
     corpus = given.storage.artifact("corpus", "made-by-hand")
     if not corpus.sealed:
-        corpus.begin()
+        target = corpus.begin()
         cuts = np.linspace(0, len(table), parts + 1).astype(int)
         for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            with corpus.open_output(f"data/part-{number:05d}.parquet") as stream:
+            with target.open_output(f"data/part-{number:05d}.parquet") as stream:
                 pq.write_table(table.slice(start, stop - start), stream, row_group_size=17 if parts > 1 else 10_000)
-        corpus.seal({})
+        target.seal({})
     return given
 
 

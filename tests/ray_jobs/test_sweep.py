@@ -78,8 +78,9 @@ def samples(start: int, count: int) -> pa.Table:
 
 def sealed(artifact: Artifact, table: pa.Table, **manifest: Any) -> Artifact:
     if not artifact.sealed:
-        artifact.begin().write(table)
-        artifact.seal(manifest)
+        target = artifact.begin()
+        target.write(table)
+        target.seal(manifest)
     return artifact
 
 
@@ -103,8 +104,9 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
         """Return a profile whose one token, the digit 1, occurs in so many samples that it lies above the band."""
         artifact = storage.artifact("profile", typing)
         if not artifact.sealed:
-            artifact.begin().write(pa.table({"content": pa.array([b"1"]), "df": [7]}), "vocabulary/part-00000.parquet")
-            artifact.seal({"band": {"low": 2, "high": 5}})
+            target = artifact.begin()
+            target.write(pa.table({"content": pa.array([b"1"]), "df": [7]}), "vocabulary/part-00000.parquet")
+            target.seal({"band": {"low": 2, "high": 5}})
         return artifact
 
     monkeypatch.setattr(build_datasets, "dataset_artifact", dataset)

@@ -120,11 +120,11 @@ def test_files_and_sealed_folders_are_read(tmp_path: Path):
     sealed = Storage(str(tmp_path / "runs")).artifact("datasets", "f00d").begin()
     sealed.write(one.samples.slice(0, 12))
     sealed.write(one.samples.slice(12), "data/part-00001.parquet")
-    assert (
-        not isinstance(read_dataset(sealed.uri).note, dict) and len(read_dataset(sealed.uri).samples) == 20
-    )  # unsealed: a folder of files
+    with pytest.raises(ReadError, match="nothing to read there"):
+        read_dataset(sealed.uri)  # what a writer has so far is nobody else's
     sealed.seal({"cell": {"strategy": "random", "size": 20, "level": None, "control": "none"}})
     again = read_dataset(sealed.uri)
+    assert len(read_dataset(f"{sealed.uri}/data").samples) == 20, "the folder with the rows is a folder of files"
     assert again.samples["response"].to_pylist() == one.samples["response"].to_pylist()
     assert again.note == "strategy random, size 20, control none"
     corpus = Storage(str(tmp_path / "runs")).artifact("corpus", "c0de").begin()

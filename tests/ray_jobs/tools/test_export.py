@@ -67,7 +67,7 @@ def test_an_experiment_exports_all_its_cells(runs: Path, tmp_path: Path, monkeyp
 
 def test_what_is_none_is_told_in_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.yaml").write_text("{experiment: other, storage: runs, corpus: {paths: []}}")
-    Storage(str(runs)).artifact("corpus", "c").seal({})
+    Storage(str(runs)).artifact("corpus", "c").begin().seal({})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
     for given, says in (
