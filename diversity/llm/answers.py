@@ -14,6 +14,7 @@ import posixpath
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,13 @@ class Answers:
             return
         assert self._storage is not None
         rows = {key: json.dumps(answers[key]) for key in sorted(answers)}
-        filesystem, root = self._storage.filesystem()
-        path = f"{root}/{self._folder}/packed/n{self._next:06d}-{digest(list(rows))}.parquet"
+        path = f"{self._folder}/packed/n{self._next:06d}-{digest(rows)}.parquet"
         self._next += 1
-        filesystem.create_dir(posixpath.dirname(path), recursive=True)
         columns = [pa.array(list(rows), pa.string()), pa.array(list(rows.values()), pa.string())]
-        pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), f"{path}.part", filesystem=filesystem, compression="zstd")
-        filesystem.move(f"{path}.part", path)
-        self._packed.update(dict.fromkeys(rows, path))
+        packed = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), packed, compression="zstd")
+        self._storage.write_bytes(path, packed.getvalue().to_pybytes())
+        self._packed.update(dict.fromkeys(rows, f"{self._storage.filesystem()[1]}/{path}"))
 
 
 class _LooseLines:
@@ -170,7 +170,8 @@ class _LooseObjects:
         for path in _files(self._storage, self._folder):
             if path.endswith(".json"):
                 name = posixpath.basename(path)
-                yield sys.maxsize, name.removesuffix(".json"), json.loads(self._storage.read_bytes(f"{self._folder}/{name}"))
+                with suppress(FileNotFoundError):  # another job has just packed it
+                    yield sys.maxsize, name.removesuffix(".json"), json.loads(self._storage.read_bytes(f"{self._folder}/{name}"))
 
     def keep(self, key: str, answer: Mapping[str, Any], number: int) -> None:
         """Put an answer."""
@@ -181,7 +182,8 @@ class _LooseObjects:
         """Remove what is packed."""
         filesystem, root = self._storage.filesystem()
         for key in keys:
-            filesystem.delete_file(f"{root}/{self._folder}/{key}.json")
+            with suppress(FileNotFoundError):  # another job has packed it too
+                filesystem.delete_file(f"{root}/{self._folder}/{key}.json")
 
 
 def _number(path: str) -> int:

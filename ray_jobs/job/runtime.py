@@ -20,7 +20,7 @@ import yaml
 
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import ConfigError, UserError, load
-from ray_jobs.job import telemetry
+from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import Experiment, load_experiment
 from ray_jobs.job.index import Index
 from ray_jobs.job.placement import job_config
@@ -111,6 +111,7 @@ class Context:
         self._connected = True
         telemetry.flush()
         configure_ray_data()
+        standing.withdraw_left_behind()
         self._check_shared_storage()
 
     def command(self, stage: str) -> str:

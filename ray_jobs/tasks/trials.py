@@ -16,7 +16,7 @@ from ray import tune
 
 from diversity.artifact import Storage, digest
 from diversity.config import UserError
-from ray_jobs.job import telemetry
+from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import ResourcesConfig
 from ray_jobs.job.runtime import ResourcesNotAvailable, user_error
 from training.config import SftConfig
@@ -107,24 +107,22 @@ def wait_for_one(demand: Demand, wait_s: float) -> None:
     Raises:
         ResourcesNotAvailable: it did not come within `wait_s` seconds.
     """
+    if _has(demand):
+        return
     started = said = time.monotonic()
-    asked = False
-    while not _has(demand):
-        if not asked:
-            ray.autoscaler.sdk.request_resources(bundles=demand.bundles)
-            asked = True
-        waited = time.monotonic() - started
-        if waited >= wait_s:
-            raise ResourcesNotAvailable(
-                f"a run needs {demand}; after {waited:.0f} s the cluster has {_shown(ray.cluster_resources())}{_could_have()}"
-            )
-        if time.monotonic() - said >= SAY_EVERY_S:
-            said = time.monotonic()
-            logger.info("waiting for %s; the cluster has %s", demand, _shown(ray.cluster_resources()))
-        time.sleep(1)
-        telemetry.add("waited_seconds", 1)
-    if asked:
-        ray.autoscaler.sdk.request_resources(bundles=[])
+    with standing.asking(demand.bundles) as ask:
+        while not _has(demand):
+            ask()
+            waited = time.monotonic() - started
+            if waited >= wait_s:
+                raise ResourcesNotAvailable(
+                    f"a run needs {demand}; after {waited:.0f} s the cluster has {_shown(ray.cluster_resources())}{_could_have()}"
+                )
+            if time.monotonic() - said >= SAY_EVERY_S:
+                said = time.monotonic()
+                logger.info("waiting for %s; the cluster has %s", demand, _shown(ray.cluster_resources()))
+            time.sleep(1)
+            telemetry.add("waited_seconds", 1)
 
 
 def _has(demand: Demand) -> bool:

@@ -180,7 +180,7 @@ def test_contaminated_samples_are_reported_or_removed_as_in_one_process(
     assert not {row["instruction"] for row in prompts} & set(found["true"].read()["instruction"].to_pylist())
 
 
-def test_sealed_is_skipped_edited_is_new_and_leftovers_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sealed_is_skipped_edited_is_new_and_leftovers_mix_with_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", rows(30))
     first = ingested(tmp_path, [path])
     with monkeypatch.context() as patch:
@@ -190,7 +190,7 @@ def test_sealed_is_skipped_edited_is_new_and_leftovers_are_cleared(tmp_path: Pat
     write_jsonl(path, rows(31))
     leftover = context(tmp_path, [path])
     unsealed = ingest.Ingest(leftover).artifact
-    unsealed.write(first.read(), "data/part-00077.parquet")
+    unsealed.begin().write(first.read(), "data/part-00077.parquet")  # by a job that was killed
     second = ingested(tmp_path, [path])
     assert second.path == unsealed.path != first.path and len(second.read()) == 31
 

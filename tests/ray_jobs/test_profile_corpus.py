@@ -84,7 +84,7 @@ def corpus_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(artifact: Artifact) -> dict[str, pa.Table]:
-    folders = sorted(path.name for path in Path(artifact.uri).iterdir() if path.is_dir())
+    folders = sorted(path.name for path in Path(artifact.uri).iterdir() if path.is_dir() and path.name[0] != ".")
     return {folder: artifact.read(folder).combine_chunks() for folder in folders}
 
 
@@ -131,7 +131,7 @@ def test_other_parts_spans_and_workers_give_the_same_content(
     monkeypatch.setattr(profile_corpus, "SPAN_ROWS", 32)
     monkeypatch.setattr(profile_corpus, "SPANS_A_TASK", 3)
     other = context(tmp_path, table, 5, "resources.data_workers=2")
-    killed = profile_corpus.profile_artifact(other, "response-micro")
+    killed = profile_corpus.profile_artifact(other, "response-micro").begin()
     killed.write(pa.table({"sample_id": ["left behind"]}), "data/part-99999.parquet")
     killed.write(pa.table({"token_id": pa.array([3], pa.int32()), "df": [9], "tf": [9]}), "staging/frequencies/part-99999.parquet")
     profile_corpus.run(other)

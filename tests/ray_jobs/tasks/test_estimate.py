@@ -16,8 +16,10 @@ SPEED = Speed(runs=2, tokens_per_s=1000, slowest=800, fastest=1200, besides_s=60
 
 
 def sealed(storage: Storage, number: int, train_s: float, seconds: float | None) -> tuple[Artifact, Artifact | None]:
-    model = storage.artifact("models", f"m{number}").begin().seal(
-        {"response_tokens": 1200, "train_s": train_s, "setup_s": 5.0, "setup": {"first_step_s": 1.0}}
+    model = (
+        storage.artifact("models", f"m{number}")
+        .begin()
+        .seal({"response_tokens": 1200, "train_s": train_s, "setup_s": 5.0, "setup": {"first_step_s": 1.0}})
     )
     return model, None if seconds is None else storage.artifact("scores", f"s{number}").begin().seal({"seconds": seconds})
 

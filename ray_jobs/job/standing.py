@@ -1,0 +1,79 @@
+"""What an autoscaler was asked for: withdrawn on every way out, and where a process was killed, by the next job of ours.
+
+`request_resources` stands until somebody calls it again: nodes that were asked for come, and stay, with nobody left to use them. There is
+one such request in a cluster, whoever made it. So whoever asks writes down beside it which job asks, and a job that starts withdraws the
+request of one that has ended. What a job that is no job of ours asked for is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.experimental import internal_kv
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = b"sft-diversity"
+ASKED = b"standing-request"
+AGAIN_S = 30.0  # another job's request, or its withdrawal, takes the place of ours
+
+
+@contextmanager
+def asking(bundles: Sequence[Mapping[str, float]]) -> Iterator[Callable[[], None]]:
+    """Have the autoscaler asked for bundles that must be had at the same time, until the block is left, however it is left.
+
+    Yields what is to be called while waiting: now and then it asks again.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    asked = -AGAIN_S
+
+    def ask() -> None:
+        nonlocal asked
+        if time.monotonic() - asked >= AGAIN_S:
+            asked = time.monotonic()
+            internal_kv._internal_kv_put(ASKED, json.dumps({"job": job}).encode(), namespace=NAMESPACE)  # first: it may be killed here
+            request_resources(bundles=[dict(bundle) for bundle in bundles])
+
+    try:
+        ask()
+        yield ask
+    finally:
+        try:
+            if _asked_by() == job:
+                _withdraw()
+        except Exception as error:  # the cluster is gone; what ended the wait is what must be told
+            logger.warning("the request for nodes could not be withdrawn: %s", error)
+
+
+def withdraw_left_behind() -> bool:
+    """Withdraw what a job of ours that has ended asked for, and return whether there was such a request."""
+    job = _asked_by()
+    if job is None or not _ended(job):
+        return False
+    logger.warning("withdrawing the request for nodes that job %s, which has ended, left standing", job)
+    _withdraw()
+    return True
+
+
+def _asked_by() -> str | None:
+    found = internal_kv._internal_kv_get(ASKED, namespace=NAMESPACE)
+    return None if found is None else json.loads(found)["job"]
+
+
+def _withdraw() -> None:
+    request_resources(bundles=[])
+    internal_kv._internal_kv_del(ASKED, namespace=NAMESPACE)
+
+
+def _ended(job: str) -> bool:
+    """Return whether the cluster reports a job as ended, or knows it no more."""
+    worker: Any = ray._private.worker.global_worker
+    jobs = {key.hex(): info for key, info in worker.gcs_client.get_all_job_info().items()}
+    return job not in jobs or jobs[job].is_dead
