@@ -105,19 +105,21 @@ def _as_object(value: Any) -> Any:
 
 
 def _message(turn: Any, unknown: set[str] | None) -> Message:
-    turn = _as_object(turn)
+    given, turn = turn, decoded(turn) if isinstance(turn, str) else _as_object(turn)
     if not isinstance(turn, Mapping):
-        raise Unusable(f"message is no object ({kind_of(turn)})")
+        raise Unusable(f"message is no object ({kind_of(given)})")
     role = _role(_first(turn, "role", "from"))
     message: Message = {"role": role}
     content = _first(turn, "content", "value")
     if role == CALL:
-        return {"role": "assistant", "tool_calls": _calls_of_text(content)}
-    if type(content) is str:
+        message = {"role": "assistant"}
+        if turn.get("tool_calls") is None:
+            message["tool_calls"] = _calls_of_text(content)
+    elif type(content) is str:
         message["content"] = content
     elif content is not None:
         message |= _of_parts(content)
-    if len(turn) > 2:
+    if len(turn) > 2 or "content" not in message:
         message |= _beside(turn)
         if unknown is not None:
             unknown.update(f"messages[].{key}" for key, value in turn.items() if key not in KNOWN_KEYS and value is not None)

@@ -17,9 +17,9 @@ _USES = {
     "trl": "`SFTTrainer` takes it as it is; `SFTConfig(assistant_only_loss=True)` trains on the answers alone:",
     "trl-prompt-completion": "`SFTTrainer` takes it as it is and trains on the completion alone:",
     "llama-factory": "Give `dataset_dir: {folder}` and `dataset: {first}` in LLaMA-Factory's configuration.",
-    "axolotl": "Paste `{first_file}.yaml` into Axolotl's configuration; all answers are trained on, nothing else.",
+    "axolotl": "Paste `{first_file}.yaml` into Axolotl's configuration; all answers are trained on (but those of weight 0), nothing else.",
     "jsonl": "One sample a line: `messages` is what to train on; `instruction` and `response` join its turns.",
-    "sharegpt": "One conversation a line: `conversations` of `from` (system, human, gpt) and `value`.",
+    "sharegpt": "One conversation a line: `conversations` of `from` (system, human, gpt, function_call, observation) and `value`.",
     "alpaca": "One exchange a line: `instruction`, `input` (always empty) and `output`.",
 }
 _LOADS = '```python\nfrom datasets import load_dataset\n\nload_dataset("{folder}", "{first}", split="train")\n```'
@@ -36,6 +36,7 @@ class Exported:
         left_out: reasons and counts of those that the format can't hold.
         dataset: path of the sealed dataset in its storage.
         manifest: of the sealed dataset.
+        beside: what its samples hold beside role and content, words of `diversity.datasets.layouts`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Exported:
     left_out: Counter[str]
     dataset: str
     manifest: Mapping[str, Any]
+    beside: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return what the record of an export holds on a dataset."""
@@ -51,6 +53,7 @@ class Exported:
             "file": self.path,
             "samples": self.samples,
             "left_out": dict(self.left_out),
+            "beside": list(self.beside),
             "dataset": self.dataset,
             "manifest": dict(self.manifest),
         }
@@ -70,11 +73,10 @@ def cell_of(manifest: Mapping[str, Any]) -> Cell:
 
 
 def dataset_info(folder: str, exported: Sequence[Exported]) -> dict[str, str]:
-    """Return LLaMA-Factory's description of the files: messages by role and content, a first system turn included."""
+    """Return LLaMA-Factory's description of the files: messages by role and content, a first system turn included, and tools."""
     del folder
-    described = {
+    described: dict[str, Any] = {
         "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
         "tags": {
             "role_tag": "role",
             "content_tag": "content",
@@ -85,7 +87,10 @@ def dataset_info(folder: str, exported: Sequence[Exported]) -> dict[str, str]:
             "function_tag": "function_call",
         },
     }
-    entries = {one.name: {"file_name": one.path, **described} for one in exported}
+    entries = {}
+    for one in exported:
+        columns = {"messages": "messages", **({"tools": "tools"} if "tools" in one.beside else {})}
+        entries[one.name] = {"file_name": one.path, "columns": columns, **described}
     return {"dataset_info.json": json.dumps(entries, ensure_ascii=False, indent=2) + "\n"}
 
 
@@ -103,6 +108,8 @@ def axolotl_snippet(folder: str, exported: Sequence[Exported]) -> dict[str, str]
             "message_property_mappings": {"role": "role", "content": "content"},
             "roles_to_train": ["assistant"],
             "train_on_eos": "turn",
+            **({"field_tools": "tools"} if "tools" in one.beside else {}),
+            **({"message_field_training": "training"} if "turns of weight 0" in one.beside else {}),
         }
         stem = one.path.removesuffix(".jsonl")
         snippets[f"{stem}.yaml"] = yaml.safe_dump({"datasets": [entry]}, sort_keys=False, allow_unicode=True)

@@ -1,7 +1,7 @@
 """Sealed datasets become folders that other trainers read: LLaMA-Factory, Axolotl, TRL, `datasets`, or plain files.
 
 Batches of rows are read, turned and written one after another, so that memory does not grow with a dataset. What a format cannot hold (a
-system turn in Alpaca's) is found by the roles alone before anything is written: it is an error, or left out and counted where the caller
+system turn in Alpaca's) is found before anything is written: it is an error, or left out and counted where the caller
 says so. `.export.json`, written last, says what an export holds.
 """
 
@@ -11,22 +11,21 @@ import json
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.config import UserError, near_matches
-from diversity.corpus.samples import MESSAGE_TYPE, messages_of
-from diversity.datasets.card import Exported, axolotl_snippet, card, dataset_info
+from diversity.corpus.samples import messages_of
+from diversity.datasets.card import Exported, card
+from diversity.datasets.columns import schema_of, table_of, table_of_rows
 from diversity.datasets.dataset import DATASET_SCHEMA, through_to
+from diversity.datasets.layouts import FORMATS, PLAIN, Beside, Format, Row, shapes
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +33,6 @@ RECORD = ".export.json"  # hidden, so that no reader of the folder takes it for 
 BATCH_ROWS = 2048
 THROUGH_ROWS = 1 << 16
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-_NAMED = [pa.field("sample_id", pa.string()), pa.field("source", pa.string())]
-
-Row = dict[str, Any]
-Roles = tuple[str, ...]
 
 
 class ExportError(UserError):
@@ -45,86 +40,18 @@ class ExportError(UserError):
 
 
 @dataclass(frozen=True)
-class Format:
-    """How a dataset looks to those who read the format.
+class Plan:
+    """What a look at a dataset's samples found before anything is written.
 
     Attributes:
-        suffix: of the files, `.jsonl` or `.parquet`.
-        row: turns a sample (its dataset columns) into what is written; None writes the columns of `schema` as they are.
-        fits: why a conversation of these roles can't be held, or None.
-        schema: of parquet files.
-        beside: name and content of the files that go with the data, from the URI of the folder and what was exported.
+        left_out: reasons and counts of those that the format can't hold.
+        beside: what the others hold beside role and content.
+        scored: whether any has a score.
     """
 
-    suffix: str
-    row: Callable[[Row], Row] | None = None
-    fits: Callable[[Roles], str | None] | None = None
-    schema: pa.Schema | None = None
-    beside: Callable[[str, Sequence[Exported]], Mapping[str, str]] = field(default=lambda folder, exported: {})
-
-
-def _with_messages(sample: Row) -> Row:
-    return {"messages": sample["messages"], "sample_id": sample["sample_id"], "source": sample["source"]}
-
-
-def _alpaca(sample: Row) -> Row:
-    user, assistant = sample["messages"]
-    turns = {"instruction": user["content"], "input": "", "output": assistant["content"]}
-    return {**turns, "sample_id": sample["sample_id"], "source": sample["source"]}
-
-
-def _sharegpt(sample: Row) -> Row:
-    names = {"user": "human", "assistant": "gpt"}
-    turns = [{"from": names.get(message["role"], message["role"]), "value": message["content"]} for message in sample["messages"]]
-    return {"conversations": turns, "sample_id": sample["sample_id"], "source": sample["source"]}
-
-
-def _prompt_completion(sample: Row) -> Row:
-    messages = sample["messages"]
-    return {"prompt": messages[:-1], "completion": messages[-1:], "sample_id": sample["sample_id"], "source": sample["source"]}
-
-
-@lru_cache(maxsize=4096)
-def _one_exchange(roles: Roles) -> str | None:
-    """Alpaca has one field for the instruction and one for the answer."""
-    if roles == ("user", "assistant"):
-        return None
-    return "a system turn" if "system" in roles else "several turns"
-
-
-@lru_cache(maxsize=4096)
-def _alternating(roles: Roles) -> str | None:
-    """LLaMA-Factory's converter takes a system turn at the start, then user (or tool) and assistant by turns; it skips all else."""
-    turns = roles[1:] if roles[0] == "system" else roles
-    asked, answered = set(turns[0::2]), set(turns[1::2])
-    if asked <= {"user", "tool"} and answered <= {"assistant", "function_call"}:
-        return "no answer to the last turn" if len(turns) % 2 else None
-    return "turns that do not alternate"
-
-
-@lru_cache(maxsize=4096)
-def _one_answer(roles: Roles) -> str | None:
-    """Of prompt and completion only the completion is trained on."""
-    if roles[-1] != "assistant":
-        return "no answer to the last turn"
-    return "several answers" if roles.count("assistant") > 1 else None
-
-
-def _listed(**names: pa.DataType) -> pa.Schema:
-    return pa.schema([*(pa.field(name, kind) for name, kind in names.items()), *_NAMED])
-
-
-_MESSAGES = pa.list_(MESSAGE_TYPE)
-FORMATS = {
-    "jsonl": Format(".jsonl", row=dict),
-    "hf": Format(".parquet", schema=DATASET_SCHEMA),
-    "trl": Format(".parquet", schema=_listed(messages=_MESSAGES)),
-    "trl-prompt-completion": Format(".parquet", _prompt_completion, _one_answer, _listed(prompt=_MESSAGES, completion=_MESSAGES)),
-    "llama-factory": Format(".jsonl", _with_messages, _alternating, beside=dataset_info),
-    "axolotl": Format(".jsonl", _with_messages, beside=axolotl_snippet),
-    "sharegpt": Format(".jsonl", _sharegpt),
-    "alpaca": Format(".jsonl", _alpaca, _one_exchange),
-}
+    left_out: Counter[str]
+    beside: Beside
+    scored: bool
 
 
 def export(
@@ -151,9 +78,10 @@ def export(
     _remove_former(out)
     exported = []
     for number, (name, artifact) in enumerate(datasets.items(), start=1):
-        path = f"data/{_file_name(name)}/train-00000-of-00001.parquet" if form.schema else f"{_file_name(name)}{form.suffix}"
-        written = _write(artifact, f"{folder.rstrip('/')}/{path}", form)
-        exported.append(Exported(name, path, written, plans[name], artifact.path, artifact.manifest))
+        path = f"data/{_file_name(name)}/train-00000-of-00001.parquet" if form.columns else f"{_file_name(name)}{form.suffix}"
+        plan = plans[name]
+        written = _write(artifact, f"{folder.rstrip('/')}/{path}", form, plan)
+        exported.append(Exported(name, path, written, plan.left_out, artifact.path, artifact.manifest, tuple(sorted(plan.beside))))
         logger.info("%s: %d samples (%d of %d datasets)", name, written, number, len(datasets))
     beside = {**form.beside(folder, exported), "README.md": card(format, folder, exported)}
     for name, text in beside.items():
@@ -184,8 +112,8 @@ def export_file(dataset: Artifact, path: str, format: str, *, leave_out: bool = 
         ArtifactError: as for `export`.
     """
     refuse_used(path, overwrite)
-    left_out = _fit(posixpath.basename(path), dataset, FORMATS[format], format, leave_out)
-    return _write(dataset, path, FORMATS[format]), left_out
+    plan = _fit(posixpath.basename(path), dataset, FORMATS[format], format, leave_out)
+    return _write(dataset, path, FORMATS[format], plan), plan.left_out
 
 
 def refuse_used(path: str, overwrite: bool) -> None:
@@ -202,28 +130,29 @@ def refuse_used(path: str, overwrite: bool) -> None:
         raise ExportError(f"{path} is not empty: give another folder, or --overwrite")
 
 
-def _write(dataset: Artifact, path: str, form: Format) -> int:
+def _write(dataset: Artifact, path: str, form: Format, plan: Plan) -> int:
     filesystem, inside = Storage(path).filesystem()
     filesystem.create_dir(posixpath.dirname(inside), recursive=True)
-    with filesystem.open_output_stream(inside, compression=None if form.schema else "detect") as stream:
-        return (_write_parquet if form.schema else _write_lines)(dataset, form, stream)
+    with filesystem.open_output_stream(inside, compression=None if form.columns else "detect") as stream:
+        return (_write_parquet if form.columns else _write_lines)(dataset, form, plan, stream)
 
 
-def _write_lines(artifact: Artifact, form: Format, stream: BinaryIO) -> int:
+def _write_lines(artifact: Artifact, form: Format, plan: Plan, stream: BinaryIO) -> int:
     written = 0
     for batch in _batches(artifact):
-        rows = [json_line(row) for row in _rows(batch, form)]
+        rows = [json_line(row) for row in _rows(batch, form, plan)]
         stream.write(b"".join(rows))
         written += len(rows)
     return written
 
 
-def _write_parquet(artifact: Artifact, form: Format, stream: BinaryIO) -> int:
-    written, schema = 0, form.schema
-    assert schema is not None
+def _write_parquet(artifact: Artifact, form: Format, plan: Plan, stream: BinaryIO) -> int:
+    written = 0
+    schema = schema_of(form.columns, plan.beside, plan.scored, whole_messages="chosen_for" not in form.columns)
+    as_it_is = form.row is None and not plan.left_out
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for batch in _batches(artifact) if form.row else _batches(artifact, schema.names):
-            table = pa.Table.from_pylist(list(_rows(batch, form)), schema=schema) if form.row else batch.cast(schema)
+        for batch in _batches(artifact, schema.names) if as_it_is else _batches(artifact):
+            table = table_of(batch, schema) if as_it_is else table_of_rows(list(_rows(batch, form, plan)), schema)
             writer.write_table(table)
             written += len(table)
     return written
@@ -238,20 +167,13 @@ def json_line(row: Row) -> bytes:
     return text.encode() + b"\n"
 
 
-def _rows(batch: pa.Table, form: Format) -> Iterator[Row]:
+def _rows(batch: pa.Table, form: Format, plan: Plan) -> Iterator[Row]:
     """Yield what is written for the samples of a batch that fit."""
-    assert form.row is not None
-    for sample, roles in zip(batch.to_pylist(), _roles(batch["messages"]), strict=True):
-        if form.fits is None or form.fits(roles) is None:
-            yield form.row(sample if form.schema else {**sample, "messages": messages_of(sample["messages"])})
-
-
-def _roles(messages: pa.ChunkedArray) -> Iterator[Roles]:
-    """Yield the roles of each conversation, without its texts."""
-    for chunk in messages.chunks:
-        roles, lengths = pc.struct_field(chunk.flatten(), "role").to_pylist(), chunk.value_lengths().to_pylist()
-        stops = accumulate(lengths)
-        yield from (tuple(roles[stop - length : stop]) for length, stop in zip(lengths, stops, strict=True))
+    for sample, shape in zip(batch.to_pylist(), shapes(batch), strict=True):
+        if form.fits is None or form.fits(*shape) is None:
+            sample["messages"] = messages_of(sample["messages"])
+            sample["tools"] = None if sample["tools"] is None else json.loads(sample["tools"])
+            yield form.row(sample, plan.beside) if form.row else sample
 
 
 def _batches(artifact: Artifact, columns: Sequence[str] = DATASET_SCHEMA.names) -> Iterator[pa.Table]:
@@ -270,8 +192,8 @@ def _batches(artifact: Artifact, columns: Sequence[str] = DATASET_SCHEMA.names) 
                 yield pa.Table.from_batches([batch]).select(columns)
 
 
-def _fit(name: str, artifact: Artifact, form: Format, format: str, leave_out: bool) -> Counter[str]:
-    """Return why and how many samples of a dataset don't fit, by their roles.
+def _fit(name: str, artifact: Artifact, form: Format, format: str, leave_out: bool) -> Plan:
+    """Return what a dataset's samples hold, and why and how many of them don't fit.
 
     Raises:
         ExportError: some don't, and they may not be left out.
@@ -281,13 +203,14 @@ def _fit(name: str, artifact: Artifact, form: Format, format: str, leave_out: bo
     if not artifact.parts():
         raise ArtifactError(f"{artifact.uri}/data holds no parquet file")
     reasons: Counter[str] = Counter()
-    if form.fits is None:
-        return reasons
-    first = ""
-    for batch in _batches(artifact, ["sample_id", "messages"]):
-        for sample_id, roles in zip(batch["sample_id"].to_pylist(), _roles(batch["messages"]), strict=True):
-            reason = form.fits(roles)
-            if reason is not None:
+    beside, scored, first = PLAIN, False, ""
+    for batch in _batches(artifact, ["sample_id", "messages", "tools", "score"]):
+        scored = scored or batch["score"].null_count < len(batch)
+        for sample_id, shape in zip(batch["sample_id"].to_pylist(), shapes(batch), strict=True):
+            reason = form.fits(*shape) if form.fits else None
+            if reason is None:
+                beside = beside | shape[1]
+            else:
                 reasons[reason] += 1
                 first = first or sample_id
     if reasons and not leave_out:
@@ -297,7 +220,7 @@ def _fit(name: str, artifact: Artifact, form: Format, format: str, leave_out: bo
             f"{name}: {reasons.total()} of {manifest['samples']} samples do not fit {format}: {counts}, e.g. {first}; "
             f"{others} hold them all, or leave them out with --leave-out"
         )
-    return reasons
+    return Plan(reasons, beside, scored)
 
 
 def _remove_former(out: Storage) -> None:

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.inputs import read_corpus
-from diversity.corpus.samples import SAMPLE_SCHEMA, messages_of, sample_id, texts
+from diversity.corpus.samples import SAMPLE_SCHEMA, canonical_text, messages_of, sample_id, stored, texts
 from diversity.datasets import dataset
 from diversity.datasets.card import Exported
 from diversity.datasets.dataset import DATASET_SCHEMA, Choice
-from diversity.datasets.export import FORMATS, RECORD, ExportError, export, export_file, json_line
+from diversity.datasets.export import RECORD, ExportError, export, export_file, json_line
+from diversity.datasets.layouts import FORMATS, beside_of
 
-LOADED = ["hf", "trl", "trl-prompt-completion", "llama-factory", "jsonl"]
+LOADED = ["hf", "trl", "trl-prompt-completion"]
 TRAPS = st.sampled_from(["\0", "\u2028", "\u2029", "\x85", "\r\n", '"', "\\n", "null", "2026-01-01", "1e5", "\ufeff", "<|im_end|>", "{}"])
 WORDS = st.lists(st.one_of(TRAPS, st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), min_size=1, max_size=4).map("".join)
 FILLED = WORDS.filter(lambda text: bool(text) and not text.isspace())
@@ -51,20 +52,47 @@ def conversations(draw: st.DrawFn) -> list[dict[str, str]]:
     return [*system, *exchange, *(turn(draw(roles), draw(WORDS)) for _ in range(draw(st.integers(0, 3))))]
 
 
-def sample(messages: list[dict[str, str]], source: str = "some source") -> dict[str, Any]:
+ARGUMENTS = st.dictionaries(WORDS, WORDS | st.integers(-5, 5) | st.none() | st.lists(WORDS, max_size=2), max_size=2)
+
+
+@st.composite
+def tool_calls(draw: st.DrawFn) -> list[dict[str, Any]]:
+    found = []
+    for number in range(draw(st.integers(1, 2))):
+        arguments = draw(ARGUMENTS)
+        function = {"name": draw(FILLED), "arguments": json.dumps(arguments) if draw(st.booleans()) else arguments}
+        found.append({"type": "function", "function": function, **({"id": f"c{number}"} if draw(st.booleans()) else {})})
+    return found
+
+
+@st.composite
+def rich(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str | None]:
+    """Draw a conversation and tools that may hold anything that a message can."""
+    messages: list[dict[str, Any]] = draw(conversations())
+    if draw(st.booleans()):
+        call = {"role": "assistant", "tool_calls": draw(tool_calls()), **({"content": draw(WORDS)} if draw(st.booleans()) else {})}
+        messages = [*messages, turn("user", draw(FILLED)), call, turn("tool", draw(WORDS)), turn("assistant", draw(FILLED))]
+    extras = {"name": FILLED, "tool_call_id": FILLED, "reasoning_content": WORDS, "weight": st.sampled_from([1, 0.5])}
+    messages = [{**one, **draw(st.fixed_dictionaries({}, optional=extras))} if draw(st.integers(0, 5)) == 0 else one for one in messages]
+    tools = draw(st.none() | st.lists(st.fixed_dictionaries({"name": FILLED, "parameters": ARGUMENTS}), min_size=1, max_size=2))
+    return messages, None if tools is None else canonical_text(tools)
+
+
+def sample(said: Any, source: str = "some source") -> dict[str, Any]:
+    messages, tools = said if isinstance(said, tuple) else (said, None)
     instruction, response = texts(messages)
-    found = {"sample_id": sample_id(messages), "source": source, "instruction": instruction, "response": response}
-    return {**found, "messages": messages, "chosen_for": 7}
+    found = {"sample_id": sample_id(messages, tools), "source": source, "instruction": instruction, "response": response}
+    return {**found, "messages": messages, "tools": tools, "score": None, "chosen_for": 7}
 
 
-def rows_of(found: list[list[dict[str, str]]]) -> list[dict[str, Any]]:
+def rows_of(found: list[Any]) -> list[dict[str, Any]]:
     by_id = {row["sample_id"]: row for row in map(sample, found)}
     return [by_id[key] for key in sorted(by_id)]
 
 
 def sealed(storage: Storage, rows: list[dict[str, Any]], strategy: str = "response-micro", level: float | None = 0.29) -> Artifact:
     artifact = storage.artifact("datasets", f"{strategy}-{level}").begin()
-    artifact.write(pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
+    artifact.write(pa.Table.from_pylist([{**row, "messages": stored(row["messages"])} for row in rows], schema=DATASET_SCHEMA))
     cell = {"strategy": strategy, "size": len(rows), "level": level, "subset_seed": 0, "control": "none"}
     sources = {"some | source": len(rows)}
     facts = {"tokens": {"response": 12}, "coverage": {"response-micro": 0.5}, "sources": sources, "content": "c0ffee"}
@@ -85,43 +113,45 @@ SEVERAL = [turn("system", "Be short."), *ROWS[0]["messages"], turn("user", "And?
 EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+def fit(row: dict[str, Any], format: str) -> str | None:
+    fits = FORMATS[format].fits
+    beside = beside_of(row["messages"]) | ({"tools"} if row["tools"] else set())
+    return fits(tuple(t["role"] for t in row["messages"]), frozenset(beside)) if fits else None
+
+
 @EXAMPLES
-@given(st.lists(conversations(), min_size=1, max_size=6), st.sampled_from(sorted(FORMATS)))
-def test_our_readers_find_the_same_samples(found: list[list[dict[str, str]]], format: str) -> None:
+@given(st.lists(conversations() | rich(), min_size=1, max_size=6), st.sampled_from(sorted(FORMATS)))
+def test_our_readers_find_the_same_samples(found: list[Any], format: str) -> None:
     rows = rows_of(found)
     with exported(rows, format) as (out, one):
         assert one.samples + one.left_out.total() == len(rows), "nothing is lost in silence"
-        fits = FORMATS[format].fits
-        held = [row for row in rows if fits is None or fits(tuple(t["role"] for t in row["messages"])) is None]
+        held = [row for row in rows if fit(row, format) is None]
         assume(held)
         samples, rejected, _ = read_corpus(CorpusConfig(paths=[str(out)], max_rejected=0.0))
     assert len(rejected) == 0
     assert samples["sample_id"].to_pylist() == [row["sample_id"] for row in held]
+    assert samples["tools"].to_pylist() == [row["tools"] for row in held]
     assert [messages_of(messages) for messages in samples["messages"].to_pylist()] == [row["messages"] for row in held]
     assert set(samples["source"].to_pylist()) == {"some source"}
 
 
 @settings(EXAMPLES, max_examples=12)
-@given(
-    st.lists(conversations(), min_size=1, max_size=20), st.sampled_from(["hf", "trl", "trl-prompt-completion", "llama-factory", "jsonl"])
-)
-def test_the_package_datasets_finds_the_same_messages(found: list[list[dict[str, str]]], format: str) -> None:
+@given(st.lists(conversations() | rich(), min_size=1, max_size=20), st.sampled_from(LOADED))
+def test_the_package_datasets_finds_the_same_messages(found: list[Any], format: str) -> None:
     datasets = pytest.importorskip("datasets")
     rows = rows_of(found)
     with exported(rows, format) as (out, one), tempfile.TemporaryDirectory() as cache:
         assume(one.samples)
-        if FORMATS[format].suffix == ".parquet":
-            loaded = datasets.load_dataset(str(out), "some-data", split="train", cache_dir=cache)
-        else:
-            loaded = datasets.load_dataset("json", data_files=str(out / "some-data.jsonl"), split="train", cache_dir=cache)
+        loaded = datasets.load_dataset(str(out), "some-data", split="train", cache_dir=cache)
         got = {row["sample_id"]: row for row in loaded}
     assert len(got) == len(loaded) == one.samples
     by_id = {row["sample_id"]: row for row in rows}
     for key, row in got.items():
         messages = messages_of(row["prompt"] + row["completion"] if format == "trl-prompt-completion" else row["messages"])
-        assert messages == by_id[key]["messages"] and sample_id(messages) == key
+        assert messages == by_id[key]["messages"]
+        assert row.get("tools") == (by_id[key]["tools"] and json.loads(by_id[key]["tools"]))
         assert row["source"] == by_id[key]["source"]
-        if format in ("hf", "jsonl"):
+        if format == "hf":
             assert row["chosen_for"] == 7 and row["response"] == by_id[key]["response"]
 
 
@@ -171,8 +201,8 @@ def test_llama_factory_reads_every_cell_by_one_description(tmp_path: Path) -> No
 
 
 @EXAMPLES
-@given(st.lists(conversations(), min_size=1, max_size=8))
-def test_llama_factory_skips_no_row_that_we_write(found: list[list[dict[str, str]]]) -> None:
+@given(st.lists(conversations() | rich(), min_size=1, max_size=8))
+def test_llama_factory_skips_no_row_that_we_write(found: list[Any]) -> None:
     with exported(rows_of(found), "llama-factory") as (out, one):
         assert len(by_llama_factory(out, "some-data")) == one.samples
 
