@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ import ray
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.contamination import Prompts, screen, tally
+from diversity.corpus.files import ReadError
 from diversity.corpus.ingestion import (
     REJECTED_SCHEMA,
     STAGED_SCHEMA,
@@ -36,6 +37,7 @@ from diversity.corpus.ingestion import (
     within_limit,
 )
 from diversity.corpus.inputs import Inputs, Unit
+from diversity.corpus.seen import Seen, told_unused
 from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main, once
@@ -98,6 +100,7 @@ def run(context: Context) -> None:
         logger.info("ingest: %s is sealed already", stage.artifact.path)
         telemetry.add("seals_reused", 1, stage="ingest")
     else:
+        stage.inputs.check_heads(context.experiment.corpus.columns)
         context.connect()
         _build(context, stage)
         telemetry.add("samples", stage.artifact.manifest["samples"], stage="ingest")
@@ -116,6 +119,8 @@ def _build(context: Context, stage: Ingest) -> None:
     counts, staged = _stage(artifact, units, corpus, n_buckets, context.experiment.resources.data_workers)
     for file, formats in counts.formats.items():
         logger.info("ingest: %s: %s", file, ", ".join(f"{count} {name}" for name, count in sorted(formats.items())) or "no usable row")
+    if counts.seen.unused:
+        logger.warning("ingest: not carried: %s; corpus.columns maps what should be", told_unused(counts.seen.unused))
     counts.check(corpus.max_rejected)
     parts = [[place for bucket in run for place in staged.places[bucket]] for run in part_ranges(staged.sizes)]
     prompts = Prompts.read(corpus.contamination) if corpus.contamination else None
@@ -183,7 +188,11 @@ def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_bucket
     counts, staged = Counts(), Staged([[] for _ in range(n_buckets)], [0] * n_buckets)
     for row in reports.iter_rows():
         report = json.loads(row["report"])
-        counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"])
+        if "error" in report:
+            raise ReadError(report["error"])
+        counted_names = {name: Counter(report["seen"].pop(name)) for name in ("unused", "columns", "roles")}
+        seen = Seen(**counted_names, examples=report["seen"]["examples"])
+        counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"], seen)
         for name, buckets in report["files"].items():
             for index, (bucket, size) in enumerate(buckets):
                 staged.places[bucket].append((name, index))
@@ -192,9 +201,20 @@ def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_bucket
 
 
 def _stage_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, n_buckets: int) -> dict[str, Any]:
-    """Write one unit's samples, a record batch for each bucket, and its rejected rows; return what was counted."""
-    rows, reasons, formats, files = 0, Counter[str](), Counter[str](), {}
+    """Write one unit's samples, a record batch for each bucket, and its rejected rows; return what was counted.
+
+    A file that can't be read to its end is told as `error`: raised here, Ray Data would print it with pages of its own.
+    """
+    try:
+        return _staged_unit(artifact, unit, columns, n_buckets)
+    except ReadError as error:
+        return {"error": str(error)}
+
+
+def _staged_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, n_buckets: int) -> dict[str, Any]:
+    rows, reasons, formats, files, seen = 0, Counter[str](), Counter[str](), {}, Seen()
     for number, batch in enumerate(unit.batches(columns)):
+        seen.add(batch.seen)
         rows += len(batch.samples) + len(batch.rejected)
         reasons.update(counted(batch.rejected["reason"]))
         formats.update(batch.formats)
@@ -207,7 +227,7 @@ def _stage_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None, 
         with artifact.open_output(f"{STAGING}/{stem}.arrow") as stream, pa.ipc.new_file(stream, STAGED_SCHEMA, options=options) as writer:
             for samples in buckets.values():
                 writer.write_batch(samples.combine_chunks().to_batches()[0])
-    return {"rows": rows, "reasons": reasons, "formats": formats, "files": files}
+    return {"rows": rows, "reasons": reasons, "formats": formats, "files": files, "seen": asdict(seen)}
 
 
 def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table, Counter[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from diversity.artifact import file_digest
-from diversity.config import UserError, load
+from diversity.config import UserError, load, near_matches
 from diversity.filesystems import open_filesystem
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,14 @@ logger = logging.getLogger(__name__)
 BUILTIN = {"python-docs": "diversity.corpus.python_docs.builder:PythonDocs"}
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
-DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json"})  # what `datasets` writes beside its data
+# What `datasets` writes beside its data.
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+CHOICE = re.compile(r"(?P<folder>.+)\[(?P<splits>[\w.-]+(?:\+[\w.-]+)*)\]")
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
 PACKED_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
@@ -100,10 +108,13 @@ def find_files(paths: Sequence[str]) -> list[InputFile]:
     """Return the files that the paths name, sorted by URI, each once.
 
     A folder gives every file below it whose suffix is known; the others are named in the log. Hidden files (`.x`, `_SUCCESS`) and
-    descriptions of data sets are no data.
+    descriptions of data sets are no data; of a folder that `datasets` saved, what its `state.json` names is. A folder that holds several
+    splits is asked for by `folder[train]` or `folder[train+validation]`. A path that is there is taken as it is written. Files without
+    a byte hold no rows, and are named in the log.
 
     Raises:
-        ReadError: a path that isn't there or holds nothing to read, or a file of an unknown kind; or no paths at all.
+        ReadError: a path that isn't there or holds nothing to read, a file of an unknown kind, a folder of several splits of which none
+            is chosen; or no paths at all.
     """
     if not paths:
         raise ReadError("corpus.paths is empty: say what to read, e.g. corpus.paths='[data/train.jsonl]'")
@@ -111,6 +122,9 @@ def find_files(paths: Sequence[str]) -> list[InputFile]:
     for path in paths:
         for file in _expand(path):
             found[file.shown] = file
+    empty = sorted(shown for shown, file in found.items() if file.size == 0)
+    if empty:
+        logger.warning("%d files without a byte hold no rows, e.g. %s", len(empty), empty[0])
     return [found[shown] for shown in sorted(found)]
 
 
@@ -153,19 +167,30 @@ def _store_version(stream: Any) -> str | None:
 
 def _expand(path: str) -> list[InputFile]:
     """Return the files of one path, folder, glob or hub name."""
+    chosen = CHOICE.fullmatch(path)
     if path.startswith("hf://"):
-        return [InputFile(*parts) for parts in load("diversity.corpus.hub:dataset_files")(path)]
+        dataset = chosen["folder"] if chosen else path
+        files = [InputFile(*parts) for parts in load("diversity.corpus.hub:dataset_files")(dataset)]
+        if ":" in dataset.removeprefix("hf://"):
+            return files
+        return split_files(files, f"{posixpath.commonpath([file.path for file in files]).partition('@')[0]}@", dataset, _names(chosen))
     if path.startswith("builtin:"):
         raise ReadError(f"{path} is no file: the built-in corpora are {', '.join('builtin:' + name for name in BUILTIN)}")
     filesystem, inside = filesystem_of(path)
     root = path if "://" in path else ""
     info = filesystem.get_file_info(inside)
     if info.type == pafs.FileType.File:
-        if not suffixes_of(inside)[0]:
+        file = InputFile(root, inside, info.size)
+        if not suffixes_of(inside)[0] and not (info.size and load("diversity.corpus.sniff:looks_like_data")(file)):
             raise ReadError(f"{path}: unknown kind of file: {_known_kinds()}")
-        return [InputFile(root, inside, info.size)]
+        return [file]
     if info.type == pafs.FileType.Directory:
-        return _folder(filesystem, inside, root, path, None)
+        return split_files(_folder(filesystem, inside, root, path, None), inside, path)
+    if chosen is not None:
+        folder = filesystem_of(chosen["folder"])[1]
+        if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+            found = _folder(filesystem, folder, chosen["folder"] if root else "", chosen["folder"], None)
+            return split_files(found, folder, chosen["folder"], _names(chosen))
     if re.search(r"[*?\[]", inside):
         return _folder(filesystem, _fixed_part(inside), root, path, _pattern(inside))
     raise ReadError(f"{path}: no such file or folder")
@@ -174,12 +199,17 @@ def _expand(path: str) -> list[InputFile]:
 def _folder(filesystem: pafs.FileSystem, base: str, root: str, path: str, pattern: re.Pattern[str] | None) -> list[InputFile]:
     """Return the data files below a folder, of those that match where there is a pattern."""
     files, ignored = [], []
-    for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True)):
+    below_it = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+    saved = {info.path: _saved_files(filesystem, info.path) for info in below_it if posixpath.basename(info.path) == "state.json"}
+    named = {posixpath.dirname(state): names for state, names in saved.items() if names is not None}
+    for info in below_it:
         below = info.path.removeprefix(base).lstrip("/")
         parts = below.split("/")
         hidden = parts[-1] in DESCRIPTIONS or any(part.startswith((".", "_")) for part in parts)
         if info.type != pafs.FileType.File or hidden or (pattern and not pattern.fullmatch(info.path)):
             continue
+        if posixpath.basename(info.path) not in named.get(posixpath.dirname(info.path), {posixpath.basename(info.path)}):
+            continue  # a cache of `datasets`, beside the data that its state names
         if suffixes_of(info.path)[0]:
             files.append(InputFile(root, info.path, info.size))
         else:
@@ -189,6 +219,58 @@ def _folder(filesystem: pafs.FileSystem, base: str, root: str, path: str, patter
     if not files:
         raise ReadError(f"{path}: nothing to read there: {_known_kinds()}")
     return files
+
+
+def _names(chosen: re.Match[str] | None) -> list[str]:
+    """Return the names of the splits that a path chooses."""
+    return chosen["splits"].split("+") if chosen else []
+
+
+def _saved_files(filesystem: pafs.FileSystem, state: str) -> set[str] | None:
+    """Return the names of the data files that a `state.json` of `datasets` lists, or None where it is something else."""
+    try:
+        with filesystem.open_input_stream(state) as stream:
+            listed = json.loads(stream.read())["_data_files"]
+        return {entry["filename"] for entry in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def split_files(files: list[InputFile], base: str, shown: str, chosen: Sequence[str] = ()) -> list[InputFile]:
+    """Return the files of the chosen splits of a folder, or all where they are of one split.
+
+    A file's split is the last part of its path that names one, as `datasets` has it: `train`, `test` (`eval`), `validation` (`val`, `dev`).
+
+    Args:
+        files: below the folder.
+        base: the folder, inside its filesystem.
+        shown: the folder for people.
+        chosen: names of splits; a folder's or file's own name does, too.
+
+    Raises:
+        ReadError: several splits and no choice, or a split that there isn't.
+    """
+    parts = [re.findall(r"[a-z0-9]+", suffixless(file.path.removeprefix(base)).lower()) for file in files]
+    splits = [next((SPLITS[part] for part in reversed(words) if part in SPLITS), None) for words in parts]
+    present = sorted({split for split in splits if split is not None})
+    if not chosen:
+        if len(present) > 1:
+            counts = ", ".join(f"{split} ({splits.count(split)} files)" for split in present)
+            raise ReadError(f"{shown} holds several splits, {counts}: choose with '{shown}[train]' or '{shown}[{'+'.join(present)}]'")
+        return files
+    found = []
+    for name in chosen:
+        own = [f for f, words, split in zip(files, parts, splits, strict=True) if split == SPLITS.get(name, name) or name.lower() in words]
+        if not own:
+            raise ReadError(f"{shown} holds no split {name!r}{near_matches(name, present or ['train'])}")
+        found += own
+    return found
+
+
+def suffixless(path: str) -> str:
+    """Return a path without the endings that say what kind of file it is."""
+    suffix, packed = suffixes_of(path)
+    return path[: len(path) - len(suffix) - len(packed)]
 
 
 def _known_kinds() -> str:

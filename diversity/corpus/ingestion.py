@@ -21,6 +21,7 @@ from diversity.config import UserError
 from diversity.corpus.excerpts import excerpt
 from diversity.corpus.json_rows import Row, Unreadable
 from diversity.corpus.samples import SAMPLE_SCHEMA, Rejection, Sample, samples_table, to_sample
+from diversity.corpus.seen import Seen, commonest_first
 from diversity.keys import priorities, sample_keys
 
 STAGED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("file_digest", pa.string())).append(pa.field("row", pa.int64()))
@@ -45,6 +46,7 @@ class Batch:
     samples: pa.Table
     rejected: pa.Table
     formats: Counter[str]
+    seen: Seen = field(default_factory=Seen)
 
 
 @dataclass
@@ -63,9 +65,11 @@ class Counts:
     duplicates: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     formats: dict[str, Counter[str]] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
 
-    def add_batch(self, file: str, batch_rows: int, reasons: Mapping[str, int], formats: Mapping[str, int]) -> None:
+    def add_batch(self, file: str, batch_rows: int, reasons: Mapping[str, int], formats: Mapping[str, int], seen: Seen) -> None:
         """Count the rows of one batch."""
+        self.seen.add(seen)
         self.rows_read += batch_rows
         self.rejected.update(reasons)
         self.formats.setdefault(file, Counter()).update(formats)
@@ -84,6 +88,7 @@ class Counts:
             "sources": dict(sorted(listed.items())),
             "sources_in_all": len(self.sources),
             "duplicates_by_source": dict(self.duplicates.most_common(MOST_LISTED)),
+            "unused": dict(commonest_first(self.seen.unused)),
             "formats": {file: dict(sorted(formats.items())) for file, formats in sorted(self.formats.items())[:MOST_LISTED]},
             **({"contamination": self.contamination} if self.contamination is not None else {}),
         }
@@ -92,20 +97,17 @@ class Counts:
         """Check that enough rows can be used, and that all are accounted for.
 
         Raises:
-            TooManyRejected: with the three commonest reasons; or no row could be used at all.
+            TooManyRejected: with the three commonest reasons, an example and what would help; or no row could be used at all.
         """
         rejected = sum(self.rejected.values())
-        if rejected > max_rejected * self.rows_read:
-            commonest = "; ".join(f"{reason} ({count})" for reason, count in commonest_first(self.rejected)[:3])
-            share = f"{rejected} of {self.rows_read} rows can't be used, more than corpus.max_rejected = {max_rejected:g} allows"
-            raise TooManyRejected(f"{share}: {commonest}; map other columns with corpus.columns")
-        if rejected == self.rows_read:
-            raise TooManyRejected("no rows to use in corpus.paths")
-
-
-def commonest_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return (name, count), the largest counts first, ties by name."""
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if not self.rows_read:
+            raise TooManyRejected("no rows to use in corpus.paths: the files hold none")
+        if rejected > max_rejected * self.rows_read or rejected == self.rows_read:
+            ranked = commonest_first(self.rejected)
+            commonest = "; ".join(f"{reason} ({count})" for reason, count in ranked[:3])
+            allowed = f", more than corpus.max_rejected = {max_rejected:g} allows" if max_rejected < 1 else ""
+            told = [f"{rejected} of {self.rows_read} rows can't be used{allowed}: {commonest}", *self.seen.explained(ranked[0][0])]
+            raise TooManyRejected("; ".join(told))
 
 
 def batches(rows: Iterable[Row], *, file: str, source: str, digest: str, columns: Mapping[str, str] | None = None) -> Iterator[Batch]:
@@ -121,7 +123,7 @@ def batches(rows: Iterable[Row], *, file: str, source: str, digest: str, columns
     samples: list[Sample] = []
     numbers: list[int] = []
     rejected: list[tuple[str, int, str, str]] = []
-    chars = 0
+    seen, chars = Seen(), 0
     for row, value in rows:
         found: Sample | Rejection
         if isinstance(value, Unreadable):
@@ -130,17 +132,20 @@ def batches(rows: Iterable[Row], *, file: str, source: str, digest: str, columns
             found = to_sample(value, default_source=source, columns=columns)
         if isinstance(found, Rejection):
             rejected.append((file, row, found.reason, found.excerpt))
+            seen.refuse(file, row, value, found)
         else:
             samples.append(found)
             numbers.append(row)
+            if found.unused:
+                seen.unused.update(found.unused)
             chars += 2 * (len(found.instruction) + len(found.response))
         if chars >= BATCH_CHARS or len(samples) + len(rejected) >= BATCH_ROWS:
-            yield _batch(samples, numbers, digest, rejected)
-            samples, numbers, rejected, chars = [], [], [], 0
-    yield _batch(samples, numbers, digest, rejected)
+            yield _batch(samples, numbers, digest, rejected, seen)
+            samples, numbers, rejected, seen, chars = [], [], [], Seen(), 0
+    yield _batch(samples, numbers, digest, rejected, seen)
 
 
-def _batch(samples: list[Sample], numbers: list[int], digest: str, rejected: list[tuple[str, int, str, str]]) -> Batch:
+def _batch(samples: list[Sample], numbers: list[int], digest: str, rejected: list[tuple[str, int, str, str]], seen: Seen) -> Batch:
     table = samples_table(samples)
     table = table.append_column(STAGED_SCHEMA.field("file_digest"), pa.array([digest] * len(samples), pa.string()))
     table = table.append_column(STAGED_SCHEMA.field("row"), pa.array(numbers, pa.int64()))
@@ -148,7 +153,7 @@ def _batch(samples: list[Sample], numbers: list[int], digest: str, rejected: lis
     refused = pa.Table.from_arrays(
         [pa.array(column, kind.type) for column, kind in zip(columns, REJECTED_SCHEMA, strict=True)], schema=REJECTED_SCHEMA
     )
-    return Batch(table, refused, Counter(sample.format for sample in samples))
+    return Batch(table, refused, Counter(sample.format for sample in samples), seen)
 
 
 def bucket_count(sizes: Iterable[tuple[str, int]], part_bytes: int = PART_BYTES) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from diversity.corpus.ingestion import (
     merge,
     within_limit,
 )
-from diversity.corpus.readers import WHOLE, Span, read_rows, spans, table_rows
+from diversity.corpus.readers import WHOLE, Span, read_rows, spans, table_rows, unread
 
 PREFIX = "builtin:"
+HEAD_FILES, HEAD_ROWS = 20, 200
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,15 @@ class Unit:
         if isinstance(self.what, str):
             rows: Iterator[tuple[int, Any]] = enumerate(_builtin(self.what).rows())
             return batches(rows, file=self.what, source=self.what, digest=self.digest)
-        rows = read_rows(self.what, self.span, list(columns.values()) if columns else None)
-        return batches(rows, file=self.what.shown, source=self.what.name, digest=self.digest, columns=columns)
+        return self._of_file(self.what, columns)
+
+    def _of_file(self, file: InputFile, columns: Mapping[str, str] | None) -> Iterator[Batch]:
+        mapped = list(columns.values()) if columns else None
+        rows = read_rows(file, self.span, mapped)
+        for number, batch in enumerate(batches(rows, file=file.shown, source=file.name, digest=self.digest, columns=columns)):
+            if number == 0:
+                batch.seen.unused.update(unread(file, self.span, mapped))
+            yield batch
 
 
 class Inputs:
@@ -100,6 +109,22 @@ class Inputs:
     def n_buckets(self) -> int:
         """Return into how many buckets the samples are sorted."""
         return bucket_count([(_kind(file), file.size) for file in self.files])
+
+    def check_heads(self, columns: Mapping[str, str] | None) -> None:
+        """Look at the first rows of a few files, before anything is started to read them all.
+
+        Raises:
+            TooManyRejected: not one of those rows can be used, in a corpus of files alone.
+            ReadError: a file can't be read.
+        """
+        counts = Counts()
+        for file in self.files[:HEAD_FILES]:
+            rows = islice(read_rows(file, columns=list(columns.values()) if columns else None), HEAD_ROWS)
+            for batch in batches(rows, file=file.shown, source=file.name, digest="", columns=columns):
+                reasons, read = counted(batch.rejected["reason"]), len(batch.samples) + len(batch.rejected)
+                counts.add_batch(file.shown, read, reasons, batch.formats, batch.seen)
+        if counts.rows_read and not self.builtin:
+            counts.check(1.0)
 
     def units(self) -> list[Unit]:
         """Return the units of work, large files in parts.
@@ -149,7 +174,8 @@ def _gather(found: Sequence[tuple[str, Batch]], config: CorpusConfig) -> tuple[p
     """Return the samples of all batches in order and each once, the rejected rows, and the counts."""
     counts = Counts()
     for shown, batch in found:
-        counts.add_batch(shown, len(batch.samples) + len(batch.rejected), counted(batch.rejected["reason"]), batch.formats)
+        rows = len(batch.samples) + len(batch.rejected)
+        counts.add_batch(shown, rows, counted(batch.rejected["reason"]), batch.formats, batch.seen)
     counts.check(config.max_rejected)
     merged, counts.duplicates = merge([batch.samples for _, batch in found])
     if config.contamination is not None:

@@ -7,16 +7,14 @@ names the file. Lines are split at newline bytes only: real JSONL holds U+2028 a
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import csv
-import gzip
 import io
 import lzma
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -25,13 +23,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from diversity.corpus.excerpts import excerpt
-from diversity.corpus.files import InputFile, ReadError, suffixes_of
-from diversity.corpus.formats import KNOWN_COLUMNS
+from diversity.corpus.files import InputFile, ReadError
+from diversity.corpus.formats import KNOWN_COLUMNS, OURS
 from diversity.corpus.json_rows import MAX_ROW_BYTES, Row, Unreadable, document_rows, is_unicode, parse_json
+from diversity.corpus.sniff import BOM, Kind, opened, sniff
 
 BATCH_ROWS = 2048
 SPLIT_BYTES = 16 << 20
-BOM = codecs.BOM_UTF8
+LINES = Kind("lines")
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,20 @@ def read_rows(file: InputFile, span: Span = WHOLE, columns: Sequence[str] | None
     Raises:
         ReadError: the file can't be opened or read to its end.
     """
-    suffix, _ = suffixes_of(file.name)
+    if file.size == 0:
+        return
     with _named(file):
-        if suffix == ".parquet":
+        kind = sniff(file, columns or ())
+        if kind.form == "parquet":
             yield from _parquet_rows(file, span, columns)
-        elif suffix in (".arrow", ".feather", ".ipc"):
+        elif kind.form == "arrow":
             yield from _arrow_rows(file)
         else:
-            with _open(file, span.start) as stream:
-                if suffix in (".csv", ".tsv"):
-                    yield from _csv_rows(stream, "\t" if suffix == ".tsv" else ",")
-                elif suffix == ".json" and not _holds_lines(stream):
-                    yield from document_rows(stream)
+            with opened(file, kind, span.start) as stream:
+                if kind.form == "csv":
+                    yield from _csv_rows(stream, kind.delimiter)
+                elif kind.form == "document":
+                    yield from document_rows(stream, {*KNOWN_COLUMNS, *(columns or ())})
                 else:
                     yield from _line_rows(stream, span)
 
@@ -85,12 +86,14 @@ def spans(file: InputFile, size: int = SPLIT_BYTES) -> list[Span]:
     Raises:
         ReadError: the file can't be read.
     """
-    suffix, packed = suffixes_of(file.name)
+    if file.size == 0:
+        return [WHOLE]
     with _named(file):
-        if suffix == ".parquet":
+        kind = sniff(file)
+        if kind.form == "parquet":
             with file.filesystem().open_input_file(file.path) as stream:
                 return _row_group_spans(pq.ParquetFile(stream).metadata, size)
-        splittable = suffix in (".jsonl", ".ndjson") and not packed and file.size > size
+        splittable = kind == LINES and file.size > size
         if splittable and isinstance(file.filesystem(), pafs.LocalFileSystem):
             with open(file.path, "rb") as stream:
                 return _line_spans(stream, size)
@@ -138,26 +141,6 @@ def _named(file: InputFile) -> Iterator[None]:
         raise ReadError(message if message.startswith(file.shown) else f"{file.shown}: can't be read: {message}") from None
 
 
-@contextmanager
-def _open(file: InputFile, start: int = 0) -> Iterator[io.BufferedReader]:
-    """Open a file as a buffered stream of unpacked bytes, from byte `start` of it."""
-    filesystem = file.filesystem()
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    packed = suffixes_of(file.name)[1]
-    with ExitStack() as stack:
-        raw: Any = stack.enter_context(io.FileIO(file.path) if local else filesystem.open_input_file(file.path))
-        raw.seek(start)
-        if packed == ".gz":
-            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        elif packed == ".bz2":
-            raw = stack.enter_context(bz2.BZ2File(raw))
-        elif packed == ".xz":
-            raw = stack.enter_context(lzma.LZMAFile(raw))
-        elif packed == ".zst":
-            raw = stack.enter_context(pa.CompressedInputStream(raw if not local else pa.PythonFile(raw), "zstd"))
-        yield io.BufferedReader(raw, 1 << 20)
-
-
 def _line_rows(stream: BinaryIO, span: Span) -> Iterator[Row]:
     """Yield the rows of JSON lines. A BOM and the carriage return before a newline are no part of a line."""
     position, row = span.start, span.first_row
@@ -176,13 +159,6 @@ def _line_rows(stream: BinaryIO, span: Span) -> Iterator[Row]:
         row += 1
 
 
-def _holds_lines(stream: io.BufferedReader) -> bool:
-    """Return whether a `.json` file is really JSON lines: its first line is a whole object, and there are more."""
-    head = stream.peek().removeprefix(BOM)
-    line, newline, _ = head.partition(b"\n")
-    return bool(newline) and line.lstrip().startswith(b"{") and not isinstance(parse_json(line), Unreadable)
-
-
 def _skip_line(stream: BinaryIO) -> int:
     """Read to the end of the line and return how many bytes that was."""
     skipped = 0
@@ -194,17 +170,13 @@ def _skip_line(stream: BinaryIO) -> int:
 
 
 def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[Row]:
-    """Yield the records of a CSV file: every cell is the string as written.
-
-    Raises:
-        ReadError: no header.
-    """
+    """Yield the records of a CSV file: every cell is the string as written. A blank file has none."""
     csv.field_size_limit(sys.maxsize)
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(lines, delimiter=delimiter, strict=True)
     header = next(records, None)
     if not header:
-        raise ReadError("an empty CSV file: the first record must name the columns")
+        return
     row = 0
     while True:
         try:
@@ -241,6 +213,35 @@ def _parquet_rows(file: InputFile, span: Span, columns: Sequence[str] | None) ->
             row += batch.num_rows
 
 
+def unread(file: InputFile, span: Span, columns: Sequence[str] | None) -> Counter[str]:
+    """Return how many rows of a parquet file hold something in each column that is not read.
+
+    Raises:
+        ReadError: the file can't be read.
+    """
+    found: Counter[str] = Counter()
+    if file.size == 0:
+        return found
+    with _named(file):
+        if sniff(file).form != "parquet":
+            return found
+        with file.filesystem().open_input_file(file.path) as stream:
+            parquet = pq.ParquetFile(stream)
+        names = parquet.schema_arrow.names
+        known = {name for name in names if name in KNOWN_COLUMNS or name in (columns or ())}
+        if not known:
+            return found  # then all columns are read
+        for group in range(span.start, parquet.num_row_groups if span.stop is None else span.stop):
+            chunks = parquet.metadata.row_group(group)
+            for index in range(chunks.num_columns):
+                chunk = chunks.column(index)
+                name = chunk.path_in_schema.split(".")[0]
+                nulls = chunk.statistics.null_count or 0 if chunk.path_in_schema == name and chunk.statistics else 0
+                if name not in known and name not in OURS and "sample_id" not in names:
+                    found[name] = found[name] + chunks.num_rows - nulls if chunk.path_in_schema == name else chunks.num_rows
+    return +found
+
+
 def _arrow_rows(file: InputFile) -> Iterator[Row]:
     """Yield the rows of an Arrow file (feather too) or stream, told apart by its first bytes."""
     with file.filesystem().open_input_file(file.path) as stream:
@@ -262,13 +263,27 @@ def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0) -> Iterator
     """Yield the rows of a batch as objects; a row with a cell that can't be decoded comes out as `Unreadable`."""
     names = batch.schema.names
     try:
-        cells = [column.to_pylist() for column in batch.columns]
+        cells = [_cells(column) for column in batch.columns]
     except (UnicodeDecodeError, ValueError, OverflowError):
         for index in range(batch.num_rows):
             yield first_row + index, _decoded(batch, index)
         return
     for index, values in enumerate(zip(*cells, strict=True)):
         yield first_row + index, dict(zip(names, values, strict=True))
+
+
+def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return a column's cells. A field of an object that is null is absent: tables fill in what other rows' objects have."""
+    found: list[Any] = column.to_pylist()
+    return [_without_nulls(value) for value in found] if pa.types.is_nested(column.type) else found
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+    if isinstance(value, list):
+        return [_without_nulls(held) for held in value]
+    return value
 
 
 def _decoded(batch: pa.RecordBatch | pa.Table, index: int) -> Any:

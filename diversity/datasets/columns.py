@@ -35,12 +35,12 @@ def schema_of(columns: tuple[str, ...], beside: Beside, scored: bool, *, whole_m
     fields, features = [], {}
     for name in kept:
         if name not in _CONVERSATIONS:
-            kind = pa.large_string() if name == "tools" else DATASET_SCHEMA.field(name).type
+            kind = pa.json_() if name == "tools" else DATASET_SCHEMA.field(name).type
             features[name] = _JSON if name == "tools" else _feature(kind)
         elif whole_messages and len(fields_of(beside)) > 2:
-            kind, features[name] = pa.list_(pa.large_string()), {"feature": _JSON, "_type": "List"}
+            kind, features[name] = pa.list_(pa.json_()), {"feature": _JSON, "_type": "List"}
         else:
-            named = [MESSAGE_TYPE.field(field) for field in fields_of(beside)]
+            named = [_json_field(MESSAGE_TYPE.field(field)) for field in fields_of(beside)]
             described = {field.name: _JSON if field.name == "tool_calls" else _feature(field.type) for field in named}
             kind, features[name] = pa.list_(pa.struct(named)), {"feature": described, "_type": "List"}
         fields.append(pa.field(name, kind))
@@ -55,10 +55,24 @@ def table_of(batch: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def table_of_rows(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Return rows, with messages and tools as JSON values, as the schema has them."""
-    return pa.Table.from_pylist([{name: _cell(row[name], schema.field(name)) for name in schema.names} for row in rows], schema=schema)
+    columns = [pa.array([_cell(row[field.name], field) for row in rows], _spelled(field.type)).cast(field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _spelled(kind: pa.DataType) -> pa.DataType:
+    """Return a type with its JSON as the text that spells it."""
+    if pa.types.is_list(kind):
+        return pa.list_(_spelled(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _spelled(field.type)) for field in kind])
+    return pa.string() if isinstance(kind, pa.JsonType) else kind
 
 
 _JSON = {"_type": "Json"}
+
+
+def _json_field(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, pa.json_()) if field.name == "tool_calls" else field
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -86,9 +100,11 @@ def _messages(column: pa.ChunkedArray, kind: pa.ListType) -> pa.ChunkedArray:
 def _converted(column: pa.ChunkedArray, kind: pa.ListType) -> Iterator[pa.Array]:
     for chunk in column.chunks:
         if not pa.types.is_struct(kind.value_type):
-            yield pa.array([[canonical_text(message) for message in messages_of(row)] for row in chunk.to_pylist()], kind)
+            spelled = [[canonical_text(message) for message in messages_of(row)] for row in chunk.to_pylist()]
+            yield pa.array(spelled, _spelled(kind)).cast(kind)
             continue
         flat, lengths = chunk.flatten(), pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
         offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
         named = list(kind.value_type)
-        yield pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([flat.field(field.name) for field in named], fields=named))
+        columns = [flat.field(field.name).cast(field.type) for field in named]
+        yield pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=named))

@@ -212,7 +212,7 @@ def test_content_hash_is_that_of_the_rows_and_not_of_the_parts() -> None:
 def test_too_many_rejected_names_the_three_commonest_reasons() -> None:
     counts = Counts(rows_read=100, rejected=Counter({"a": 5, "b": 3, "c": 3, "d": 1}))
     counts.check(0.12)
-    with pytest.raises(TooManyRejected, match=r"12 of 100 rows .* a \(5\); b \(3\); c \(3\);"):
+    with pytest.raises(TooManyRejected, match=r"12 of 100 rows .* a \(5\); b \(3\); c \(3\)"):
         counts.check(0.11)
     with pytest.raises(TooManyRejected, match="no rows"):
         Counts().check(1.0)

@@ -137,8 +137,6 @@ def test_csv_cells_are_strings_as_written(tmp_path: Path) -> None:
         (7, "invalid CSV"),
     ]
     assert values(put(tmp_path, "b.tsv", b"instruction\toutput\na,b\tc\n")) == [{"instruction": "a,b", "output": "c"}]
-    with pytest.raises(ReadError, match="c.csv"):
-        values(put(tmp_path, "c.csv", b""))
 
 
 def test_parquet_strings_that_are_no_unicode_reject_their_rows_alone(tmp_path: Path) -> None:
@@ -163,7 +161,6 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     data = lines(ROWS * 2000)
     broken = {f"a.jsonl{packed}": packer(data)[:-20] for packed, packer in PACKERS.items() if packed}
     broken |= {
-        "b.jsonl.gz": b"no gzip at all",
         "c.parquet": b"PAR1 and then nothing",
         "d.arrow": b"ARROW1\x00\x00 and then nothing",
         "e.json": b'[{"a": 1}, {"a": ',
