@@ -24,6 +24,7 @@ STAGES = {
     "analyze": "turn scores into effects and a report",
 }
 TOOLS = {
+    "formats": "what files hold, and the first sample as training sees it",
     "pick": "choose one dataset out of any file, beside a random one",
     "measure": "diversity metrics of files or datasets, side by side",
     "certify": "check what sealed datasets promise",

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -190,9 +190,7 @@ def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_bucket
         report = json.loads(row["report"])
         if "error" in report:
             raise ReadError(report["error"])
-        counted_names = {name: Counter(report["seen"].pop(name)) for name in ("unused", "columns", "roles")}
-        seen = Seen(**counted_names, examples=report["seen"]["examples"])
-        counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"], seen)
+        counts.add_batch(units[row["unit"]].shown, report["rows"], report["reasons"], report["formats"], Seen.of(report["seen"]))
         for name, buckets in report["files"].items():
             for index, (bucket, size) in enumerate(buckets):
                 staged.places[bucket].append((name, index))
@@ -227,7 +225,7 @@ def _staged_unit(artifact: Artifact, unit: Unit, columns: dict[str, str] | None,
         with artifact.open_output(f"{STAGING}/{stem}.arrow") as stream, pa.ipc.new_file(stream, STAGED_SCHEMA, options=options) as writer:
             for samples in buckets.values():
                 writer.write_batch(samples.combine_chunks().to_batches()[0])
-    return {"rows": rows, "reasons": reasons, "formats": formats, "files": files, "seen": asdict(seen)}
+    return {"rows": rows, "reasons": reasons, "formats": formats, "files": files, "seen": seen.plain()}
 
 
 def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table, Counter[str]]:

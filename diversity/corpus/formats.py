@@ -34,7 +34,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 OURS = frozenset({"sample_id", "chosen_for"})  # what our own exports say about a sample; it is found out again
 PREFERENCE = frozenset({"chosen", "rejected"})
 _FORMATS_OWN = frozenset({"input", "text"}).union(*(group for _, groups in FORMATS for group in groups))
-KNOWN_COLUMNS = _FORMATS_OWN.union(PREFERENCE, *BESIDE.values())
+KNOWN_COLUMNS = _FORMATS_OWN.union(PREFERENCE, OURS, *BESIDE.values())
 
 
 def check_columns(columns: dict[str, str]) -> dict[str, str]:

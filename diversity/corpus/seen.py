@@ -56,6 +56,16 @@ class Seen:
             parts.append(f"e.g. {file}, row {row}: {' '.join(shown[:SHOWN_CHARS].split())}")
         return [part for part in (*parts, self.told(), hint(reason, self.columns)) if part]
 
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON values; `of` reads them again."""
+        return {**{name: dict(getattr(self, name)) for name in ("unused", "columns", "roles")}, "examples": self.examples}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Seen:
+        """Return what `plain` gave."""
+        counts = {name: Counter(plain[name]) for name in ("unused", "columns", "roles")}
+        return cls(**counts, examples={reason: (file, row, shown) for reason, (file, row, shown) in plain["examples"].items()})
+
     def told(self) -> str:
         """Return columns and roles as written, for people."""
         columns = f"the columns are {', '.join(name for name, _ in commonest_first(self.columns)[:12])}" if self.columns else ""

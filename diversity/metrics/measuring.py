@@ -20,6 +20,7 @@ from diversity.config import ConfigError, near_matches
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.files import ReadError, filesystem_of
 from diversity.corpus.inputs import read_corpus
+from diversity.corpus.seen import told_unused
 from diversity.datasets.dataset import read as read_sealed
 from diversity.metrics import METRICS, METRICS_SCHEMA, PAPER_METRICS, Sequences, measure
 from diversity.typings.encoders import Encoder
@@ -62,8 +63,10 @@ def read_dataset(path: str, columns: dict[str, str] | None = None, max_rejected:
         return sealed
     samples, _, counts = read_corpus(CorpusConfig(paths=[path], columns=columns, max_rejected=max_rejected))
     left_out = {"duplicates": sum(counts.duplicates.values()), "rejected": sum(counts.rejected.values())}
-    note = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
-    return Measured(path, samples, f"of {counts.rows_read:,} rows {note} are left out" if note else "")
+    lost = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+    notes = [f"of {counts.rows_read:,} rows {lost} are left out"] if lost else []
+    notes += [f"not carried: {told_unused(counts.seen.unused)}"] if counts.seen.unused else []
+    return Measured(path, samples, "; ".join(notes))
 
 
 def _sealed(path: str) -> Measured | None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diversity.cell import SIDES
-from diversity.config import ConfigError, parse
+from diversity.config import parse
 from diversity.metrics import METRICS, PAPER_METRICS
 from diversity.metrics.measuring import measure_datasets, read_dataset, side_by_side
 from diversity.typings.embedders import EmbedderConfig, embed
@@ -28,6 +28,7 @@ from diversity.typings.encoders import Encoder, WordEncoder, load_encoder
 from diversity.typings.tokens import CHECKED, WORD
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import tool
+from ray_jobs.tools.flags import COLUMNS_HELP, columns_of, told_by_flags
 from training.model_source import resolve_model
 
 
@@ -45,9 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unit", default="", help="count by another unit: `word`, or a tiktoken encoding such as cl100k_base")
     parser.add_argument("--embedder", default="static", help="static, transformer, or none")
     parser.add_argument("--embedder-model", help="folder or hub id for --embedder transformer")
-    parser.add_argument(
-        "--columns", metavar="JSON", help='for files of another format, e.g. \'{"instruction": "question", "response": "answer"}\''
-    )
+    parser.add_argument("--columns", metavar="MAPPING", help=COLUMNS_HELP)
     parser.add_argument(
         "--matched", type=int, metavar="T", help="also over the first T tokens of each; default: of the smallest, where there are several"
     )
@@ -73,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(given: argparse.Namespace) -> pa.Table:
-    datasets = [read_dataset(path, _columns(given.columns)) for path in dict.fromkeys(given.files)]
+    columns = columns_of(given.columns)
+    with told_by_flags():
+        datasets = [read_dataset(path, columns) for path in dict.fromkeys(given.files)]
     for one in datasets:
         print(f"{one.name}: {len(one.samples):,} samples{f'; {one.note}' if one.note else ''}", file=sys.stderr)
     embedder = _embedder(given.embedder, given.embedder_model)
@@ -88,18 +89,6 @@ def _measure(given: argparse.Namespace) -> pa.Table:
         matched=True if given.matched is None else given.matched,
         seed=given.seed,
     )
-
-
-def _columns(written: str | None) -> dict[str, str] | None:
-    if written is None:
-        return None
-    try:
-        found = json.loads(written)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"--columns {written!r} is no JSON object")
-    return found
 
 
 def _encoders(unit: str, model: str, check_on: Sequence[str]) -> Callable[[], Encoder]:

@@ -10,7 +10,6 @@ what they make in a storage folder, so that a second pick from the same data beg
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import posixpath
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from diversity.artifact import Artifact, digest
 from diversity.cell import CONTROLS, TYPINGS, Cell, is_typing
@@ -27,11 +27,12 @@ from diversity.config import ConfigError, near_matches, parse
 from diversity.datasets.export import FORMATS, export, export_file, refuse_used
 from diversity.metrics.measuring import MEASURED_SCHEMA, side_by_side
 from diversity.selection.strategies import STRATEGIES
-from ray_jobs import build_datasets, ingest
+from ray_jobs import build_datasets, ingest, profile_corpus
 from ray_jobs.job.experiment import Experiment, resolve_paths
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, absolute, inside_job, run_stage, tool
 from ray_jobs.tools.export import summary
+from ray_jobs.tools.flags import COLUMNS_HELP, amount_of, columns_of, size_of, told_by_flags
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="sft-diversity pick", description="Choose a dataset of an exact size out of any file.")
     parser.add_argument("data", nargs="+", metavar="DATA", help="files, folders, globs or URIs, as ingest reads them")
-    parser.add_argument("--size", type=int, required=True, help="samples, exactly")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--size", metavar="N", help="samples, exactly: 10000, 20k, or a share of the corpus such as 10%%")
+    amount.add_argument("--tokens", metavar="T", help="response tokens in all, e.g. 2M, instead of samples; it sets --control tokens")
     parser.add_argument("--strategy", default="response-micro", help=f"{', '.join([*TYPINGS, *STRATEGIES])}")
     parser.add_argument("--level", help="nominal diversity from 0 to 1, e.g. 0.5 or 1/3; default 1")
     parser.add_argument("--seed", type=int, default=0, help="the subset seed")
@@ -54,7 +57,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--band", type=int, nargs=2, metavar=("LOW", "HIGH"), help="document frequencies of the tokens that count")
     parser.add_argument("--rho", type=float, default=1.5, help="how many times the size the pool of level 0 holds")
     parser.add_argument("--model", default="builtin:smollm2-135m", help="whose tokens are counted: built in, a folder or a hub id")
-    parser.add_argument("--columns", metavar="JSON", help='of another format, e.g. \'{"instruction": "question", "response": "answer"}\'')
+    parser.add_argument("--columns", metavar="MAPPING", help=COLUMNS_HELP)
     parser.add_argument("--max-rejected", type=float, default=0.05, help="largest share of rows that may be unusable")
     parser.add_argument("--out", metavar="FILE", help="a file (.jsonl, .parquet; .jsonl.gz …), or with --format a folder")
     parser.add_argument("--format", help=f"{', '.join(FORMATS)}")
@@ -79,14 +82,18 @@ def pick(given: argparse.Namespace) -> Artifact:
     """
     started = time.perf_counter()
     out, format = _target(given)
+    _amount(given)
     context = Context(compose(given), Path("pick"))
     context.storage.check_writable()
-    run_stage(context, "ingest")
+    with told_by_flags():
+        run_stage(context, "ingest")
     samples = ingest.ingested_artifact(context).manifest["samples"]
-    if given.size > samples:
+    size = _size(given, context, samples)
+    context = Context(compose(given, size), Path("pick"))
+    if size > samples:
         if not is_typing(given.strategy):
-            raise ConfigError(f"--size {given.size}: the data has {samples} usable samples; the largest size is {samples}")
-        context = Context(compose(given, alone=True), Path("pick"))  # what can be had follows from the profile, and the planner says it
+            raise ConfigError(f"--size {size}: the data has {samples} usable samples; the largest size is {samples}")
+        context = Context(compose(given, size, alone=True), Path("pick"))  # what can be had follows from the profile; the planner says it
     for stage in STAGES[1:]:
         run_stage(context, stage)
     cell, *others = context.experiment.cells
@@ -99,19 +106,48 @@ def pick(given: argparse.Namespace) -> Artifact:
     return dataset
 
 
-def compose(given: argparse.Namespace, *, alone: bool = False) -> Experiment:
+def _amount(given: argparse.Namespace) -> None:
+    """Check what is asked for before anything is read.
+
+    Raises:
+        ConfigError: no size and no number of tokens.
+    """
+    if given.tokens is None:
+        size_of(given.size)
+    else:
+        amount_of(given.tokens, "--tokens")
+
+
+def _size(given: argparse.Namespace, context: Context, samples: int) -> int:
+    """Return how many samples are asked for; a number of tokens, as the size whose share of the corpus's response tokens it is."""
+    if given.tokens is None:
+        size = size_of(given.size)
+        return size if isinstance(size, int) else max(1, int(size * samples))
+    run_stage(context, "profile_corpus")
+    lengths = profile_corpus.profile_artifact(context, "response-micro").read(columns=["tokens"]).column("tokens")
+    wanted, total = amount_of(given.tokens, "--tokens"), int(pc.sum(lengths).as_py() or 0)
+    if wanted > total:
+        raise ConfigError(f"--tokens {given.tokens}: the data has {total:,} response tokens")
+    return max(1, wanted * samples // total)
+
+
+def compose(given: argparse.Namespace, size: int = 1, *, alone: bool = False) -> Experiment:
     """Return the experiment of a command line: the cell asked for, and random of the same size; only the typings that they need.
 
     Args:
         given: from `arguments`.
+        size: how many samples that is.
         alone: without the cell of `random`.
 
     Raises:
         ConfigError: an unknown strategy, or a level that there isn't.
     """
     strategy, level = given.strategy, _level(given.strategy, given.level)
+    if given.tokens is not None and given.control not in ("none", "tokens"):
+        raise ConfigError(f"--tokens: a number of tokens is itself the control `tokens`; --control {given.control} goes with --size")
+    control = "tokens" if given.tokens is not None else given.control
     band = {"low": given.band[0], "high": given.band[1]} if given.band else {"scaled": True}
-    corpus = {"paths": given.data, "columns": _columns(given.columns), "max_rejected": given.max_rejected}
+    corpus = {"paths": given.data, "columns": columns_of(given.columns), "max_rejected": given.max_rejected}
     values: dict[str, Any] = {
         "experiment": "pick",
         "storage": given.storage or str(cache_folder() / "picks"),
@@ -122,14 +158,14 @@ def compose(given: argparse.Namespace, *, alone: bool = False) -> Experiment:
         "selection": {"rho": given.rho},
         "grid": {
             "strategies": list(dict.fromkeys([strategy, *([] if alone else ["random"])])),
-            "sizes": [given.size],
+            "sizes": [size],
             "levels": [level],
             "subset_seeds": [given.seed],
-            "controls": [given.control],
+            "controls": [control],
         },
         "evaluation": {"heldout": None},
     }
-    if is_typing(strategy) and given.control.endswith("-quota"):
+    if is_typing(strategy) and control.endswith("-quota"):
         values["grid"]["random_quota_from"] = strategy
     resolved = resolve_paths(values, inside_job=inside_job())
     name = digest({"corpus": resolved["corpus"], "model": resolved["model"]})
@@ -152,13 +188,6 @@ def _level(strategy: str, written: str | None) -> Fraction:
     if not 0 <= level <= 1:
         raise ConfigError(f"--level {written}: a level is a fraction from 0 to 1, e.g. 0.5 or 1/3")
     return level
-
-
-def _columns(written: str | None) -> Any:
-    try:
-        return None if written is None else json.loads(written)
-    except ValueError:
-        raise ConfigError(f"--columns {written!r} is no JSON object") from None
 
 
 def _target(given: argparse.Namespace) -> tuple[str | None, str]:

@@ -227,9 +227,7 @@ def test_sharegpt_has_its_own_names_and_keeps_the_system_turn(tmp_path: Path) ->
 def test_what_a_format_cannot_hold_is_told_and_counted(tmp_path: Path) -> None:
     rows = rows_of([*(row["messages"] for row in ROWS), SEVERAL])
     artifact = sealed(Storage(str(tmp_path)), rows)
-    with pytest.raises(
-        ExportError, match=r"1 of 6 samples do not fit alpaca: a system turn \(1\), e.g. \w{32}; jsonl, hf.*--leave-out"
-    ):
+    with pytest.raises(ExportError, match=r"1 of 6 samples do not fit alpaca: a system turn \(1\), e.g. \w{32}; jsonl, hf.*--leave-out"):
         export({"a": artifact}, "alpaca", f"{tmp_path}/out")
     assert not (tmp_path / "out").exists(), "nothing is written when something would be lost"
     with pytest.raises(ExportError, match="1 of 6 samples do not fit alpaca"):

@@ -54,7 +54,7 @@ def test_every_metric_with_the_models_tokens_and_vectors_as_json(files: list[str
         (["FILE", "--metrics", "entrpy"], "unknown metric 'entrpy': did you mean 'entropy'?"),
         (["FILE", "--embedder", "none", "--metrics", "vendi"], "metric 'vendi' needs embeddings"),
         (["FILE", "--embedder", "statik"], "unknown embedder 'statik'"),
-        (["FILE", "--columns", "question"], "--columns 'question' is no JSON object"),
+        (["FILE", "--columns", "question"], "--columns 'question' is no mapping"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], said: str, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
