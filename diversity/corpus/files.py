@@ -192,7 +192,9 @@ def _expand(path: str) -> list[InputFile]:
             found = _folder(filesystem, folder, chosen["folder"] if root else "", chosen["folder"], None)
             return split_files(found, folder, chosen["folder"], _names(chosen))
     if re.search(r"[*?\[]", inside):
-        return _folder(filesystem, _fixed_part(inside), root, path, _pattern(inside))
+        base, rest = _fixed_part(filesystem, inside)
+        pattern = re.compile(f"{re.escape(base.rstrip('/') + '/') if base else ''}{_pattern(rest)}", re.DOTALL)
+        return _folder(filesystem, base, root, path, pattern)
     raise ReadError(f"{path}: no such file or folder")
 
 
@@ -277,14 +279,18 @@ def _known_kinds() -> str:
     return f"read are {' '.join(DATA_SUFFIXES)}, and {' '.join(PACKED_SUFFIXES)} with {' '.join(COMPRESSIONS)}"
 
 
-def _fixed_part(glob: str) -> str:
-    """Return the folder above the first component that holds a wildcard."""
+def _fixed_part(filesystem: pafs.FileSystem, glob: str) -> tuple[str, str]:
+    """Return the folder above the first component that is a pattern, and the rest: a folder that is there by its name is none."""
     parts = glob.split("/")
-    first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    return "/".join(parts[:first]) or ("/" if glob.startswith("/") else "")
+    for number, part in enumerate(parts):
+        above = "/".join(parts[: number + 1])
+        if re.search(r"[*?\[]", part) and filesystem.get_file_info(above).type != pafs.FileType.Directory:
+            break
+    base = "/".join(parts[:number]) or ("/" if glob.startswith("/") else "")
+    return base, "/".join(parts[number:])
 
 
-def _pattern(glob: str) -> re.Pattern[str]:
+def _pattern(glob: str) -> str:
     """Return the expression of a glob: `**` spans folders, `*` and `?` don't, `[…]` is a set of characters."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", glob)
     spelled = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -296,4 +302,4 @@ def _pattern(glob: str) -> re.Pattern[str]:
             out.append("[" + ("^" if piece[1] == "!" else "") + piece.lstrip("[").lstrip("!").replace("\\", "\\\\"))
         else:
             out.append(re.escape(piece))
-    return re.compile("".join(out), re.DOTALL)
+    return "".join(out)

@@ -323,3 +323,83 @@ def test_a_hub_dataset_is_its_files_at_a_commit() -> None:
     ):
         with pytest.raises(ReadError, match=told):
             dataset_files(uri, Hub())
+
+
+def saved(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write a folder as `datasets.save_to_disk` does: data that its state names, and a cache that it doesn't."""
+    table = pa.Table.from_pylist(rows)
+    for file in (f"{name}/data-00000-of-00001.arrow", f"{name}/cache-1f2e.arrow"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    put(folder, f"{name}/state.json", json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}).encode())
+    put(folder, f"{name}/dataset_info.json", b"{}")
+
+
+def names(found: list[InputFile], folder: Path) -> list[str]:
+    return [str(Path(file.path).relative_to(folder)) for file in found]
+
+
+def test_of_a_saved_folder_only_what_its_state_names_is_data_and_splits_are_chosen(tmp_path: Path) -> None:
+    saved(tmp_path, "one", ROWS)
+    (file,) = find_files([str(tmp_path / "one")])
+    assert values(file) == ROWS
+    for split in ("train", "test"):
+        saved(tmp_path / "dict", split, ROWS)
+    put(tmp_path / "dict", "dataset_dict.json", b'{"splits": ["train", "test"]}')
+    folder = str(tmp_path / "dict")
+    with pytest.raises(ReadError, match=r"several splits, test \(1 files\), train \(1 files\): choose with '.*dict\[train\]'"):
+        find_files([folder])
+    assert names(find_files([f"{folder}[train]"]), tmp_path) == ["dict/train/data-00000-of-00001.arrow"]
+    assert len(find_files([f"{folder}[train+test]"])) == 2
+    with pytest.raises(ReadError, match=r"holds no split 'tset': did you mean 'test'\?"):
+        find_files([f"{folder}[tset]"])
+    for name in ("data/train-00000-of-00001.parquet", "data/dev.jsonl", "data/extra.jsonl"):
+        put(tmp_path / "hub", name, b"{}\n")
+    assert names(find_files([f"{tmp_path}/hub[validation]"]), tmp_path / "hub") == ["data/dev.jsonl"]
+    assert names(find_files([f"{tmp_path}/hub[extra]"]), tmp_path / "hub") == ["data/extra.jsonl"]
+
+
+def test_a_path_that_is_there_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    put(tmp_path / "[D]", "a.jsonl", lines(ROWS))
+    put(tmp_path / "D", "b.jsonl", lines(ROWS))
+    assert names(find_files([f"{tmp_path}/[D]"]), tmp_path) == ["[D]/a.jsonl"]
+    assert names(find_files([f"{tmp_path}/[D]/*.jsonl"]), tmp_path) == ["[D]/a.jsonl"]
+    assert names(find_files([f"{tmp_path}/[A-Z]/*.jsonl"]), tmp_path) == ["D/b.jsonl"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"])
+def test_a_file_without_a_byte_holds_no_rows_and_is_named(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, f"empty{suffix}", b"")
+    (file,) = find_files([str(tmp_path)])
+    assert values(file) == [] and len(spans(file)) == 1 and f"empty{suffix}" in caplog.text
+
+
+def test_several_lists_of_rows_in_one_file_are_no_corpus(tmp_path: Path) -> None:
+    for order in (("train", "test"), ("test", "train")):
+        for indent in (None, 1):
+            file = put(tmp_path, "a.json", json.dumps(dict.fromkeys(order, ROWS), indent=indent).encode())
+            with pytest.raises(ReadError, match="several lists of rows"):
+                values(file)
+    assert values(put(tmp_path, "b.json", json.dumps({"data": ROWS, "license": "x", "count": 3}).encode())) == ROWS
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.fixed_dictionaries({"instruction": st.text(), "output": st.text()}), min_size=1, max_size=5), st.sampled_from([None, 0, 3])
+)
+def test_however_json_is_laid_out_it_holds_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], indent: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("layouts")
+    layouts = {
+        "array": json.dumps(rows, indent=indent),
+        "objects": "\n".join(json.dumps(row, indent=indent) for row in rows),
+        "wrapped": json.dumps({"data": rows}, indent=indent),
+        "behind": json.dumps({"version": 1, "data": rows}, indent=indent),
+        "columns": json.dumps({name: [row[name] for row in rows] for name in rows[0]}, indent=indent),
+    }
+    for name, text in layouts.items():
+        for suffix in (".json", ".jsonl"):
+            for encoding in ("utf-8", "utf-16", "utf-8-sig"):
+                assert values(put(folder, f"{name}{suffix}", text.encode(encoding, "surrogatepass"))) == rows, (name, suffix, encoding)
