@@ -23,6 +23,7 @@ from diversity.typings.embedders import embedder_class
 from diversity.typings.taggers import tagger_class
 from diversity.typings.tokens import FLOOR, WORD
 from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
+from diversity.typings.words import other_scripts
 from ray_jobs import heldout
 from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
@@ -36,6 +37,7 @@ from training.model_source import resolve_model, tokenizer_digest
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+SCRIPTS_ROWS = 2000
 SPAN_ROWS = 16_384
 SPANS_A_TASK = 16
 
@@ -75,7 +77,7 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
         settings["band"] = profile.band.model_dump(mode="json") | ({"floor": FLOOR} if profile.band.scaled else {})
         tokenizers = context.experiment.tokenizers
         if unit not in tokenizers:
-            return _artifact(context, "profile", settings, [] if unit == WORD else ["tiktoken"], [corpus])
+            return _artifact(context, "profile", settings, ["regex"] if unit == WORD else ["tiktoken"], [corpus])
         folder = resolve_model(tokenizers[unit], cache_folder(), tokenizer_only=True)
         return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
     if granularity == "macro":
@@ -116,6 +118,14 @@ def run(context: Context) -> None:
         _profile(window, derived)
 
 
+def _tell_english(rows: CorpusRows) -> None:
+    """Say that keyphrases are English, and how much of the corpus's beginning (ids are hashes: a random part) is in other scripts."""
+    head = rows.read(0, min(len(rows), SCRIPTS_ROWS), ["instruction", "response"])
+    share = other_scripts(text for side in head.columns for text in side.to_pylist())
+    told = f"; {share:.0%} of the texts are mostly in other scripts, whose tags mean little: profile.tagger.name=llm" if share else ""
+    logger.log(logging.WARNING if share > 0.05 else logging.INFO, "profile_corpus: the keyphrase tagger is for English%s", told)
+
+
 def _profile(context: Context, corpus: Artifact) -> None:
     """Seal what isn't sealed yet over one corpus, and enter it into the index."""
     artifacts = _artifacts(context)
@@ -125,6 +135,8 @@ def _profile(context: Context, corpus: Artifact) -> None:
     if missing:
         context.connect()
         rows = CorpusRows.of(corpus)
+        if any(name.endswith("-meso") for name in missing) and context.experiment.profile.tagger.name == "keyphrase":
+            _tell_english(rows)
         _make(context, rows, missing)
         telemetry.add("samples", len(rows) * len(missing), stage="profile_corpus")
     for typing in context.experiment.typings:

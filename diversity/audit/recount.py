@@ -164,6 +164,18 @@ def text_faults(found: TextTypes, sealed: Types, units: Sequence[Any], df: np.nd
     return faults
 
 
+def _words(text: str) -> list[str]:
+    """Return the lower-cased words: between white space, and at Unicode's word boundaries in runs of scripts without spaces."""
+    import regex
+
+    found = []
+    for run in text.lower().split():
+        unspaced = regex.search(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]", run)
+        pieces = regex.split(r"(?V1w)\b", run) if unspaced else [run]
+        found += [piece for piece in pieces if not unspaced or regex.search(r"[\p{L}\p{M}\p{N}]", piece)]
+    return found
+
+
 def plain_tokeniser(unit: str, folder: Path | None) -> Tokenise:
     """Return what cuts texts into the units of a micro typing, by the plainest means there are.
 
@@ -172,7 +184,7 @@ def plain_tokeniser(unit: str, folder: Path | None) -> Tokenise:
         folder: holds tokenizer.json. Text that spells a special token is ordinary text.
     """
     if unit == "word":
-        return lambda batch: [[word.encode() for word in text.lower().split()] for text in batch]
+        return lambda batch: [[word.encode() for word in _words(text)] for text in batch]
     if unit:
         import tiktoken
 

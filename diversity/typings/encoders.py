@@ -24,6 +24,7 @@ import numpy as np
 
 from diversity.config import ConfigError, near_matches
 from diversity.typings.twin import Inexact, is_byte_level, mergeable_ranks, ordinary_added_tokens, token_bytes, twin_pattern
+from diversity.typings.words import words_of
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class TiktokenEncoder:
 
 
 class WordEncoder:
-    """Lower-cased white-space words, numbered in order of first appearance in the texts that this encoder has seen.
+    """Lower-cased words, numbered in order of first appearance in the texts that this encoder has seen.
 
     For metrics of one side at a time, which count tokens and never ask which they are; `diversity.typings.tokens` types a corpus by words.
     """
@@ -187,7 +188,7 @@ class WordEncoder:
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids (tokens,) int32, offsets (n + 1,) int64)."""
         numbers = self._numbers
-        rows = [np.array([numbers.setdefault(word, len(numbers)) for word in text.lower().split()], np.int32) for text in texts]
+        rows = [np.array([numbers.setdefault(word, len(numbers)) for word in words_of(text)], np.int32) for text in texts]
         self.size = len(numbers)
         return flatten(rows)
 

@@ -23,6 +23,7 @@ from diversity.cell import typing_parts
 from diversity.config import Config
 from diversity.typings.encoders import Encoder, label, load_encoder
 from diversity.typings.typed import DATA_SCHEMA, TYPES, TYPES_SCHEMA, NoTypesError, Typed, flat_lists, list_array
+from diversity.typings.words import words_of
 
 WORD = "word"
 PAPER_N = 117_000
@@ -131,7 +132,7 @@ class TypeMapper:
 
 
 class WordCounter:
-    """A block of samples → its dictionary of lower-cased white-space words with df and tf, ascending by content."""
+    """A block of samples → its dictionary of lower-cased words with df and tf, ascending by content."""
 
     def __init__(self, side: str) -> None:
         """Remember the side."""
@@ -140,7 +141,7 @@ class WordCounter:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return VOCABULARY_SCHEMA rows; the label is the word."""
         index: dict[str, int] = {}
-        rows = [text.lower().split() for text in table[self._side].to_pylist()]
+        rows = [words_of(text) for text in table[self._side].to_pylist()]
         codes = np.fromiter((index.setdefault(word, len(index)) for word in chain.from_iterable(rows)), np.int32)
         _, distinct, counts = distinct_rows(codes, _bounds(rows), max(1, len(index)))
         df = np.bincount(distinct, minlength=len(index))
@@ -161,7 +162,7 @@ class WordTyper:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return MICRO_SCHEMA rows in the order of the samples."""
-        rows = [text.lower().split() for text in table[self._side].to_pylist()]
+        rows = [words_of(text) for text in table[self._side].to_pylist()]
         bounds = _bounds(rows)
         codes = np.fromiter((self._lookup.get(word, -1) for word in chain.from_iterable(rows)), np.int32)
         kept = codes >= 0
