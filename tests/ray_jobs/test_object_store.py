@@ -1,20 +1,15 @@
-"""Inputs and storage in an object store: pyarrow's own S3 client against moto's server, an outside program.
+"""Inputs and storage in an object store: pyarrow's own S3 client against S3 servers, which are outside programs.
 
-moto can't be installed beside this project (it wants an older python-dateutil), so the variable SFT_DIVERSITY_MOTO_SERVER names it:
-`python -m venv s3 && s3/bin/pip install moto flask flask-cors`, then `s3/bin/moto_server`. One that merely is on the PATH is not taken:
-old versions can't finish pyarrow's uploads in parts.
+`make cluster-tools` installs both: s3rver (npm), which keeps its objects in a folder and so outlives its own end, and moto, which can't be
+installed beside this project, since it wants an older python-dateutil. SFT_DIVERSITY_S3RVER and SFT_DIVERSITY_MOTO_SERVER name others.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from diversity import publishing
 from diversity.artifact import ArtifactError, Storage
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.files import ReadError, content_digest, find_files
@@ -30,38 +26,18 @@ from diversity.corpus.inputs import read_corpus
 from diversity.corpus.readers import read_rows
 from ray_jobs import ingest
 from ray_jobs.job.experiment import load_experiment
+from ray_jobs.job.index import Index
 from ray_jobs.job.runtime import Context
-from tests.ray_jobs.heads import free_ports, wait_for
+from tests.object_stores import SECRET, SERVERS, Server, through_an_outage, uri
 
 ROWS = [{"instruction": f"ask {i}", "output": f"answer {i % 7} \u2028 ünï"} for i in range(40)]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+@pytest.fixture(scope="module", params=sorted(SERVERS))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return host:port of an S3 server with an empty bucket `data`."""
-    program = os.environ.get("SFT_DIVERSITY_MOTO_SERVER")
-    if not program:
-        pytest.skip("needs moto_server, named by SFT_DIVERSITY_MOTO_SERVER")
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [program, "-H", "127.0.0.1", "-p", address.rpartition(":")[2]]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _answers(address), 30, "moto_server")
-        urllib.request.urlopen(urllib.request.Request(f"http://{address}/data", method="PUT"))
-        yield address
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def _answers(address: str) -> bool:
-    with suppress(urllib.error.URLError, ConnectionError):
-        return urllib.request.urlopen(f"http://{address}/moto-api/").status == 200
-    return False
-
-
-def uri(server: str, path: str) -> str:
-    return f"s3://key:secret@data/{path}?scheme=http&region=us-east-1&endpoint_override={server}"
+    with Server(request.param, tmp_path_factory.mktemp("objects")) as running:
+        yield running.address
 
 
 def put(server: str, path: str, content: bytes) -> None:
@@ -82,7 +58,7 @@ def test_files_are_found_read_and_named_by_their_etag(server: str, tmp_path: Pat
     put(server, "in/notes.txt", b"no data")
     files = find_files([uri(server, "in")])
     assert [file.shown for file in files] == ["s3://data/in/a.jsonl", "s3://data/in/c.parquet", "s3://data/in/deep/b.jsonl.gz"]
-    assert all("secret" not in file.shown for file in files)
+    assert all(SECRET not in file.shown for file in files)
     assert all([row for _, row in read_rows(file)] == ROWS for file in files)
     assert [file.shown for file in find_files([uri(server, "in/*.jsonl")])] == ["s3://data/in/a.jsonl"]
     before = content_digest(files[0])
@@ -102,17 +78,50 @@ def test_artifacts_exist_once_they_are_sealed(server: str) -> None:
     storage = Storage(uri(server, "store"))
     storage.check_writable()
     artifact = storage.artifact("corpus", "f00d")
-    artifact.begin().write(pa.table({"a": [1, 2]}))
-    artifact.write(pa.table({"a": [9]}), "data/part-00001.parquet")
+    killed = artifact.begin()
+    killed.write(pa.table({"a": [1, 2]}))
+    killed.write(pa.table({"a": [9]}), "data/part-00001.parquet")
     assert not artifact.sealed
     with pytest.raises(ArtifactError, match="not sealed"):
         _ = artifact.manifest
-    artifact.begin().write(pa.table({"a": [3]}))  # what a killed writer left is gone
-    artifact.seal({"samples": 1})
-    assert artifact.sealed and artifact.manifest["samples"] == 1
-    assert artifact.read()["a"].to_pylist() == [3] and len(artifact.parts()) == 1
-    with pytest.raises(ArtifactError, match="sealed and never written again"):
-        artifact.begin()
+    target = artifact.begin()
+    target.write(pa.table({"a": [3]}))
+    target.write(pa.table({"b": [3]}), "rejected/part-00000.parquet")
+    target.seal({"samples": 1})
+    assert artifact.sealed and artifact.manifest["samples"] == 1 and artifact.manifest["data"] == f".{target.writer}/data"
+    assert artifact.read()["a"].to_pylist() == [3] and len(artifact.parts()) == 1 and artifact.read("rejected")["b"].to_pylist() == [3]
+    killed.seal({"samples": 3})  # it was only slow: it finds the artifact sealed, and throws its own away
+    assert artifact.manifest["samples"] == 1 and artifact.read()["a"].to_pylist() == [3]
+    assert not storage.list(f"corpus/f00d/.{killed.writer}")
+
+
+def test_two_that_seal_at_the_same_time_end_with_one_whole_artifact(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Storage(uri(server, "store")).artifact("corpus", "f00e")
+    targets = [artifact.begin(), artifact.begin()]
+    for number, target in enumerate(targets):
+        target.write(pa.table({"a": [number] * 3}))
+    there = publishing.Files.exists
+    monkeypatch.setattr(publishing.Files, "exists", lambda files, path: there(files, path) and not path.endswith("manifest.json"))
+    for number, target in enumerate(targets):
+        target.seal({"by": number})
+    monkeypatch.undo()
+    assert artifact.read()["a"].to_pylist() == [artifact.manifest["by"]] * 3
+    assert targets[0].storage.list(f"corpus/f00e/.{targets[0].writer}/data"), "somebody may be reading it"
+
+
+def test_an_index_in_the_store_has_every_entry(server: str) -> None:
+    storage = Storage(uri(server, "store"))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: Index(storage, "e").add("datasets", f"cell@{n}", storage.artifact("datasets", f"d{n}")), range(6)))
+    expected = {"datasets": {f"cell@{n}": f"datasets/d{n}" for n in range(6)}}
+    assert Index(storage, "e").read() == json.loads(storage.read_bytes("experiments/e/index.json"))["artifacts"] == expected
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    """Six seconds here, after which pyarrow's own retries have given up; `make cluster-test` has twenty."""
+    with Server("s3rver", tmp_path) as server:
+        waited = through_an_outage(server, seconds=6)
+    assert waited["ours"] == "went on" and waited["pyarrow's own"].startswith("gave up")
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -130,6 +139,6 @@ def test_ingest_from_the_store_into_the_store(server: str, tmp_path: Path, monke
     assert artifact.read().equals(expected)
     figures = artifact.manifest
     assert (figures["rows_read"], figures["samples"], figures["duplicates"], figures["rejected"]) == (46, 40, 5, 1)
-    assert figures["inputs"][0]["input"] == "s3://data/rows/a.jsonl" and "secret" not in json.dumps(figures)
+    assert figures["inputs"][0]["input"] == "s3://data/rows/a.jsonl" and SECRET not in json.dumps(figures)
     monkeypatch.setattr(ingest, "_build", None)  # would fail if it were called
     ingest.run(context)
