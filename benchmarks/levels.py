@@ -142,20 +142,21 @@ def _times(corpus: Corpus, typed: dict[str, TypedInputs], fitting: list[tuple[st
     control, rho = corpus.control(name), RHO if name in ("none", "tokens") else float(QUOTA_RHO)
     usable = [(typed[one], size) for one, size in fitting if size * rho <= (typed[one].birth > 0).sum()]
     planning, plans = seconds(lambda: [(one, level_table(one, control, [size], SEVEN, rho)[size]) for one, size in usable])
-    choosing, _ = seconds(lambda: [_choose(*plan, control, corpus.keys) for plan in plans])
-    measuring, _ = seconds(lambda: [_measure(*plan, control, corpus.keys) for plan in plans])
+    choosing, rows = seconds(lambda: [_choose(*plan, control, corpus.keys) for plan in plans])
+    measuring, _ = seconds(lambda: [_measure(*plan, control, corpus.keys, found) for plan, found in zip(plans, rows, strict=True)])
     cells = sum(len(plan.levels) for _, plan in plans)
     return [f"{len(corpus.keys):,}", name, str(cells), *(f"{spent:.2f}" for spent in (planning, choosing, measuring))]
 
 
-def _choose(typed: TypedInputs, plan: LevelPlan, control: Control, keys: np.ndarray) -> None:
-    for level in plan.levels:
-        cover_then_fill(typed, level.k_realised, plan.quota, control, keys, 0)
+def _choose(typed: TypedInputs, plan: LevelPlan, control: Control, keys: np.ndarray) -> list[np.ndarray]:
+    return [cover_then_fill(typed, level.k_realised, plan.quota, control, keys, 0)[0] for level in plan.levels]
 
 
-def _measure(typed: TypedInputs, plan: LevelPlan, control: Control, keys: np.ndarray) -> None:
-    for level in plan.levels:
-        most_covered(typed, level.k_realised, plan.quota, control)
+def _measure(typed: TypedInputs, plan: LevelPlan, control: Control, keys: np.ndarray, rows: list[np.ndarray]) -> None:
+    """Find what stands beside each dataset in its manifest, as the strategies do."""
+    for level, chosen in zip(plan.levels, rows, strict=True):
+        if _covered(typed, chosen, level.k_realised) < level.k_realised:
+            most_covered(typed, level.k_realised, plan.quota, control)
         random_coverage(typed, level.k_realised, plan.quota, control, keys)
 
 
