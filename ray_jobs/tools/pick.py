@@ -97,11 +97,14 @@ def pick(given: argparse.Namespace) -> Artifact:
     for stage in STAGES[1:]:
         run_stage(context, stage)
     cell, *others = context.experiment.cells
-    print("\n\n".join(part for part in report(context, cell, others[0] if others else None) if part))
+    print("\n\n".join(report(context, cell, others[0] if others else None)))
     dataset = build_datasets.dataset_artifact(context, cell)
     print(f"\nsealed: {dataset.uri}")
     if out is not None:
         print(_written(dataset, cell, out, format, given))
+    if others:
+        random = build_datasets.dataset_artifact(context, others[0])
+        print(f"\n{gained(cell, dataset.manifest, random.manifest)}")
     logger.info("pick: done in %.0f s", time.perf_counter() - started)
     return dataset
 
@@ -231,12 +234,12 @@ def _written(dataset: Artifact, cell: Cell, out: str, format: str, given: argpar
 
 
 def report(context: Context, cell: Cell, random: Cell | None) -> list[str]:
-    """Return what was picked beside random of the same size: posterior metrics, coverage, mix of sources."""
+    """Return tables of what was picked beside random of the same size: posterior metrics, coverage, mix of sources."""
     shown = {"random": random, "pick": cell} if random is not None else {"pick": cell}
     manifests = {name: build_datasets.dataset_artifact(context, one).manifest for name, one in shown.items()}
     corpus = ingest.ingested_artifact(context).manifest
     measured = [_metrics(build_datasets.metrics_artifact(context, one), name) for name, one in shown.items()]
-    return [side_by_side(pa.concat_tables(measured)), *_composition(manifests, corpus), gained(cell, manifests)]
+    return [side_by_side(pa.concat_tables(measured)), *_composition(manifests, corpus)]
 
 
 def _metrics(artifact: Artifact, name: str) -> pa.Table:
@@ -254,7 +257,7 @@ def _composition(manifests: dict[str, dict[str, Any]], corpus: dict[str, Any]) -
     for typing in manifests["pick"]["coverage"]:
         amounts.append([f"coverage of {typing}", "100%", *(f"{one['coverage'][typing]:.1%}" for one in manifests.values())])
     if target:
-        for what, figure in (("types kept", "k_realised"), ("of these covered", "covered"), ("that can be at most", "bound")):
+        for what, figure in (("types kept", "k_realised"), ("types covered", "covered"), ("at most possible", "bound")):
             amounts.append([what, f"{target['M']:,}" if figure == "k_realised" else "", *[""] * (len(names) - 1), f"{target[figure]:,}"])
     mix = [["source", "corpus", *names]]
     largest = sorted(manifests["pick"]["sources"].items(), key=lambda entry: (-entry[1], entry[0]))
@@ -266,11 +269,8 @@ def _composition(manifests: dict[str, dict[str, Any]], corpus: dict[str, Any]) -
     return [_aligned(amounts), _aligned(mix) + (f"\nand {left} more sources" if left > 0 else "")]
 
 
-def gained(cell: Cell, manifests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the pick has that random of the same size has not: coverage, length, tokens; and what holds length where that grew."""
-    if "random" not in manifests:
-        return ""
-    pick, random = manifests["pick"], manifests["random"]
+def gained(cell: Cell, pick: Mapping[str, Any], random: Mapping[str, Any]) -> str:
+    """Return what a pick has that random of the same size has not, by their manifests, and what holds the length where it grew."""
     said = []
     typing = cell.typing or "response-micro"
     if typing in pick["coverage"]:
