@@ -21,7 +21,7 @@ from ray_jobs.tools.explain import _choosing, explain, main
 from ray_jobs.tools.sealed import SealedDataset, find, sources_of
 from tests.ray_jobs.grids import LEVELS, build, seal_ground
 
-GRID = GridConfig(strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[60], levels=LEVELS)
+GRID = GridConfig(strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def choosing(one: SealedDataset) -> tuple[Choosing, np.ndarray]:
     return _choosing(one, sources, priority, rows, table.column("chosen_for").to_numpy()), ids
 
 
-@pytest.mark.parametrize("name", ["response-micro_n60_l000_s0", "response-micro_n60_l033_s0", "instruction-meso_n60_l100_s0"])
+@pytest.mark.parametrize(
+    "name", ["response-micro_n60_l000_s0", "response-micro_n60_l033_s0", "instruction-meso_n60_l100_s0", "response-micro_n6_l100_s0"]
+)
 def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], name: str) -> None:
     given, _ = choosing(datasets[name])
     k = given.target["k_realised"]
@@ -49,7 +51,10 @@ def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], 
     kept = {t for t in range(given.types.n_types) if given.position[t] <= k}
     pool = {i for i, types in enumerate(sets) if types and types <= kept}
     chosen = dict(zip(given.rows.tolist(), given.chosen_for.tolist(), strict=True))
-    seen = set()
+    greedy = given.target["covered"] < k  # all kept types don't fit 6 samples
+    assert greedy == ("_n6_" in name)
+    covered = set().union(*(sets[row] for row in chosen))
+    seen, passed = set(), 0
     for row, types in enumerate(sets):
         found = explain_typed(given, row)
         assert found.chosen == (row in chosen) and {one.type for one in found.types} == types
@@ -60,7 +65,7 @@ def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], 
             assert one.place == (candidates.index(row) + 1 if row in pool else 0)
             taken = [i for i in candidates if chosen.get(i) == one.type]
             assert one.chosen_for_it == len(taken) and one.reached == (candidates.index(taken[-1]) + 1 if taken else 0)
-            if row in pool and row not in chosen:
+            if row in pool and row not in chosen and not greedy:
                 assert one.place > one.reached  # the default objective takes the next candidate of a type, so none before it is passed over
         said = " ".join(found.because)
         kind = (
@@ -75,11 +80,15 @@ def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], 
         assert kind[0] in said
         seen.add(kind)
         if row in chosen:
-            assert found.chosen_for == given.labels[chosen[row]] and "are not in the dataset" not in said
+            assert found.chosen_for == given.labels[chosen[row]] and (greedy or "are not in the dataset" not in said)
+            passed += "greedy coverage took" in said
             assert [rival.chosen for rival in found.rivals[found.chosen_for] if rival.row == row] == [True]
+        if row in pool and row not in chosen:
+            assert f"{len(types & covered)} of its {len(types)} kept types are covered" in said
+            assert ("No chosen sample has" in said) == bool(types - covered)
         for rivals in found.rivals.values():
             assert all(rival.chosen == (rival.row in chosen) for rival in rivals)
-    assert len(seen) >= 3
+    assert len(seen) >= 3 - greedy and bool(passed) == greedy
 
 
 def test_what_keeps_a_sample_out_and_what_was_passed_over() -> None:
