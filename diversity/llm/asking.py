@@ -127,9 +127,7 @@ def check_transport(field: str, base_url: str | None, extra: Mapping[str, Any]) 
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise ConfigError(f"{field}: base_url starts with http:// or https://, not {base_url!r}")
     if base_url is not None and ("@" in base_url or "?" in base_url):
-        raise ConfigError(
-            f"{field}: base_url is an address alone; a key comes from the environment variable that endpoint.api_key_env names"
-        )
+        raise ConfigError(f"{field}: base_url is an address alone; keys come from the environment (endpoint.api_key_env)")
     for name in extra:
         if any(part in name.lower().split("_") for part in SECRETS) and name not in ("max_tokens",):
             raise ConfigError(f"{field}: extra.{name} looks like a key; keys come from the environment alone (endpoint.api_key_env)")

@@ -135,15 +135,17 @@ class Budget:
         """
         reserved, estimate = self._open.pop(number)
         if tokens is None:
-            return
-        self._slack = max(self._slack, tokens - estimate)  # a server that adds to prompts is booked for it from then on
+            tokens = reserved  # for good: an answer to another try says nothing of this one
+        else:
+            self._slack = max(self._slack, tokens - estimate)  # a server that adds to prompts is booked for it from then on
         self.tokens += tokens - reserved
         self.requests -= not sent
         self._waiting.append(f'{{"n": {number}, "tokens": {tokens}, "sent": {"true" if sent else "false"}}}')
 
     def close(self) -> None:
         """Write what is settled. Without it, reservations stand until answers that are kept settle them."""
-        self._open = {}  # whoever is cancelled may have been charged: it stays booked
+        for number in list(self._open):  # whoever was cancelled may have been charged
+            self.settle(number, None)
         self._lock = None
         self._write()
 
