@@ -18,10 +18,12 @@ import pyarrow as pa
 from diversity.cell import TYPINGS
 from diversity.effects import EFFECTS_SCHEMA, RESULTS_SCHEMA, effects_table
 from diversity.effects.best import best_rows
+from diversity.effects.contrasts import contrast_rows, difference_rows
+from diversity.effects.ledger import Ledger
 from diversity.effects.partial import dataset_facts, partial_rows, spread_rows
 from diversity.effects.posterior import correlation_rows
 from diversity.effects.schema import COVERAGE_SCHEMA, SOURCES_SCHEMA, scored_rows
-from diversity.effects.slopes import contrast_rows, difference_rows, slope_rows
+from diversity.effects.slopes import Measured, slope_rows
 from ray_jobs.report.data import CELLS_SCHEMA, ReportData
 from ray_jobs.report.page import render
 
@@ -45,7 +47,15 @@ def made_up(cells: int, seed: int = 0) -> dict[str, pa.Table]:
                 length = 60 + 60 * dial * generator.uniform(0.9, 1.1)
                 share = None if level is None else 0.3 + 0.7 * level
                 row: dict[str, Any] = {"cell": cell, "strategy": strategy, "size": size, "level": level, "subset_seed": subset}
-                row |= {"control": "none", "samples": size, "share": share, "coverage": share, "M": 12000, "pool_size": 2 * size}
+                row |= {
+                    "control": "none",
+                    "samples": size,
+                    "share": share,
+                    "coverage": share,
+                    "content": hash_of(cell),
+                    "M": 12000,
+                    "pool_size": 2 * size,
+                }
                 row |= {"k": None if share is None else round(12000 * share), "instruction_tokens": 40 * size}
                 row |= {"response_tokens": round(length * size), "training_seed": 0, "run": f"{hash_of(cell)}", "evaluator": "nll"}
                 row |= {"instruction_length": 40.0, "response_length": length, "dataset": f"datasets/{hash_of(cell)}"}
@@ -112,13 +122,14 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{', '.join(counts)}, {given.bootstraps:,} bootstraps")
 
     generator = np.random.default_rng(0)
+    measured = Measured(Ledger(tables["results"]))
     facts = dataset_facts(tables["results"], tables["coverage"], tables["sources"])
     parts: dict[str, Callable[[], Any]] = {
-        "slopes": lambda: slope_rows(scored, generator),
-        "differences": lambda: difference_rows(scored, generator),
-        "contrasts": lambda: contrast_rows(scored, generator),
+        "slopes": lambda: slope_rows(scored, measured),
+        "differences": lambda: difference_rows(scored, measured),
+        "contrasts": lambda: contrast_rows(scored, measured),
         "partial effects, spread": lambda: partial_rows(scored, facts) + spread_rows(scored),
-        "best cells": lambda: best_rows(scored, generator),
+        "best cells": lambda: best_rows(scored),
         "correlations": lambda: correlation_rows(scored, tables["metrics"], generator, given.bootstraps),
     }
     rows, total = [], 0.0

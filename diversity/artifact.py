@@ -32,7 +32,7 @@ from diversity.publishing import BEGUN, DATA, MANIFEST
 
 ROW_GROUP = 8192  # rows: a reader of some of a part's rows reads little more than those
 KINDS = (
-    *("corpus", "heldout", "profile", "peel", "datasets", "metrics", "models", "scores"),
+    *("corpus", "heldout", "profile", "peel", "datasets", "metrics", "plan", "models", "scores"),
     *("prompts", "answers", "verdicts", "judged", "results", "report"),
 )
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -87,6 +87,8 @@ class GridConfig(Config):
     Attributes:
         full_corpus: one more cell, `full-corpus_nall_s0`: everything there is, to compare what was chosen with.
         random_quota_from: the typed strategy whose quotas `random` takes under a control by quota.
+        level_seeds: `shared`: every level has the same subset seeds, whose datasets share samples; `own`: each level has seeds of its own
+            (level j has seed s + j S, S above the largest), so that all datasets are drawn apart, which tells more where seeds are few.
         length_window: the response lengths, in the model's tokens, of the corpus that the control `length-window` derives, both ends
             included; null: the window [a, 2a] that holds most samples.
         train: patterns (`fnmatch`) of the names of the cells that are fine-tuned; null means all of them.
@@ -96,6 +98,7 @@ class GridConfig(Config):
     sizes: list[int] = Field(default=[10000], min_length=1)
     levels: int | list[Fraction] = 7
     subset_seeds: list[int] = Field(default=[0], min_length=1)
+    level_seeds: Literal["shared", "own"] = "shared"
     controls: list[str] = Field(default=["none"], min_length=1)
     full_corpus: bool = False
     random_quota_from: str = "response-micro"
@@ -165,8 +168,9 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
         if not is_typing(strategy) and strategy not in has_level:
             raise ConfigError(f"grid.strategies: unknown strategy {strategy!r}{near_matches(strategy, [*TYPINGS, *has_level])}")
         levels = grid.fractions if is_typing(strategy) or has_level[strategy] else [None]
-        for level, seed, control in itertools.product(levels, grid.subset_seeds, grid.controls):
-            cells.append(Cell(strategy, size, level, seed, control))
+        step = max(grid.subset_seeds) + 1 if grid.level_seeds == "own" else 0
+        for (j, level), seed, control in itertools.product(enumerate(levels), grid.subset_seeds, grid.controls):
+            cells.append(Cell(strategy, size, level, seed + j * step, control))
     if grid.full_corpus:
         cells.append(Cell(FULL, 0, None))
     by_name: dict[str, Cell] = {}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
 from diversity.cell import typing_parts
-from diversity.effects import effects_table, verdict
+from diversity.effects import Plan, effects_table, verdict
 from diversity.effects.verdict import verdict_lines
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.report.comparisons import with_comparisons
@@ -25,11 +25,13 @@ from ray_jobs.report.data import Curve, ReportData
 from ray_jobs.report.gather import Gathered, gather, sample_pairs, type_lists
 from ray_jobs.report.judged import with_judgments
 from ray_jobs.report.page import cell_rows, linked, render
+from ray_jobs.report.prompts import PromptErrors
 from ray_jobs.report.score_plots import scores
+from ray_jobs.tasks.planned import plan_of
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 SHOWN_CELLS = 60
 
 
@@ -84,6 +86,7 @@ def report_data(context: Context, gathered: Gathered, effects: pa.Table) -> Repo
         results=gathered.results,
         effects=effects,
         planned=len(experiment.cells),
+        distinct=gathered.distinct,
         curves=curves,
         pairs=sample_pairs(context.storage, gathered.cells) if experiment.report.samples else [],
         types=type_lists(context.storage, entries, experiment.typings) if experiment.report.samples else [],
@@ -130,12 +133,14 @@ def _gather(context: Context) -> Gathered:
 
 def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Table]:
     """Return the artifact of results and effects, made now or sealed before, and the effects."""
+    plan = plan_of(context, len({run for run in gathered.results["run"].to_pylist() if run is not None}))
     name = fingerprint(
         stage="results",
         version=VERSION,
         config={
             "cells": gathered.cells["cell"].to_pylist(),
             "comparisons": [one.model_dump(mode="json") for one in context.experiment.evaluation.comparisons],
+            "plan": plan.manifest(),
         },
         packages=package_versions("numpy", "scipy"),
         parents=gathered.parents,
@@ -144,11 +149,13 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
     if artifact.sealed:
         logger.info("results are sealed already: %s", artifact.uri)
         return artifact, _read(artifact, "effects.parquet")
-    effects = effects_table(gathered.results, gathered.metrics, gathered.coverage, gathered.sources)
+    prompts = PromptErrors(context.storage, context.index.read(), gathered.results)
+    effects = effects_table(gathered.results, gathered.metrics, gathered.coverage, gathered.sources, plan=plan, prompt_error=prompts)
     target = artifact.begin()
     target.write(gathered.results, "results.parquet")
     target.write(effects, "effects.parquet")
     target.write(gathered.metrics, "metrics.parquet")
+    target.write(gathered.distinct, "distinct.parquet")
     counts = {"cells": gathered.cells.num_rows, "rows": gathered.results.num_rows}
     target.seal({"experiment": context.experiment.experiment, **counts, "verdict": verdict_lines(verdict(effects))})
     return artifact, effects
@@ -191,7 +198,15 @@ def _facts(context: Context, entries: Mapping[str, Any]) -> list[tuple[str, str]
         ("tagger", experiment.profile.tagger.name),
         ("band", f"{band.low} to {band.high}{' of 117,000, scaled' if band.scaled else ''}"),
         ("pruning", f"{experiment.selection.algorithm}, ρ {experiment.selection.rho:g}"),
+        ("plan", _plan_text(plan_of(context, 0))),
     ]
+
+
+def _plan_text(plan: Plan) -> str:
+    """Return what the head of the report says of the plan."""
+    named = f"{len(plan.config.primary)} primary effects" if plan.config.primary else "no primary effect"
+    margin = f", {plan.config.margin:g} matters" if plan.config.margin is not None else ""
+    return f"{named}{margin}, {'not sealed' if plan.scored_before else 'sealed'} before the first run was scored"
 
 
 def _typing_row(typing: str, manifest: Mapping[str, Any]) -> dict[str, Any]:

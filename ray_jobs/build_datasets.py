@@ -19,6 +19,8 @@ from ray_jobs import profile_corpus
 from ray_jobs.job import telemetry
 from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.regenerate import maker
+from ray_jobs.report.distinct import distinct_lines
+from ray_jobs.report.gather import distinct_of
 from ray_jobs.tasks import building, length_window, shards
 from ray_jobs.tasks.building import Sources
 
@@ -94,6 +96,9 @@ def run(context: Context) -> None:
         _run_over(context, own)
     if derived:
         _run_over(profile_corpus.chosen_from(context, length_window.NAME), [cell for cell in cells if cell in derived])
+    if len(context.experiment.grid.subset_seeds) > 1:
+        for line in distinct_lines(distinct_of(context.storage, {cell: dataset_artifact(context, cell) for cell in cells})):
+            logger.info(line)
 
 
 def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:

@@ -20,6 +20,7 @@ import ray
 from diversity.artifact import Artifact, fingerprint
 from diversity.cell import Cell
 from diversity.config import UserError
+from diversity.effects.power import what_can_not_be_shown
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.job import placement, telemetry
 from ray_jobs.job.device import device_kind as device_kind
@@ -27,6 +28,7 @@ from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.tasks import judged, trials
 from ray_jobs.tasks.estimate import Speed, estimate
+from ray_jobs.tasks.planned import plan_artifact, planned_runs, seal_plan
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
 from training.ray_worker import Task, has_weights, remove_weights
@@ -140,12 +142,24 @@ def plan(context: Context) -> Iterator[str]:
     yield f"{len(cells)} cells x {len(seeds)} training seeds = {len(every)} runs, {len(every) - len(left)} sealed, {len(left)} to do"
     demand = trials.Demand.of(experiment.sft, experiment.resources, every[0].task.device)
     yield f"a run asks for {demand}"
+    yield from _planned(context)
     speed = Speed.of([(run.task.model, run.task.scores) for run in every if run.task.model.sealed])
     cpus, gpus = _full_size(context)
     yield from estimate([_response_tokens(run) for run in left], speed, demand, experiment.resources, cpus=cpus, gpus=gpus)
     for run in left:
         gone = run.task.model.sealed and not has_weights(run.task.model)
         yield f"{run.task.run} {', '.join(run.keys)}{': its weights are gone, it would be trained again' if gone else ''}"
+
+
+def _planned(context: Context) -> Iterator[str]:
+    """Yield what is named beforehand, and which arms can show nothing however large their effect is."""
+    plan, sealed = context.experiment.plan, plan_artifact(context).sealed
+    named = [
+        one.strategy + (f", {one.control}" if one.control != "none" else "") + f" less {one.less}" * bool(one.less) for one in plan.primary
+    ]
+    told = "; ".join(named) or "none, so that all findings are exploratory"
+    yield f"the plan {'is' if sealed else 'will be'} sealed: primary effects {told}"
+    yield from what_can_not_be_shown(planned_runs(context.experiment).to_pylist())
 
 
 def _response_tokens(run: Run) -> int:
@@ -173,6 +187,7 @@ def run(context: Context) -> None:
     if experiment.judging is not None:
         judged.seal_prompts(context)
     every = runs(context)
+    seal_plan(context, sum(one.task.scores is not None and one.task.scores.sealed for one in every))
     _enter(context, every)
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
     left = [one for one in every if not one.finished]

@@ -1,4 +1,4 @@
-"""Two experiments side by side: the cells that both have, and the slopes of the arms that both have."""
+"""Two experiments side by side: the datasets that both have, and the slopes of the arms that both have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diversity.effects.regression import Slope, holm, ols, slope_difference
-from diversity.effects.schema import MIN_LEVELS, SCORE, Row, grouped, single_runs
+from diversity.effects.regression import Slope, holm, mean_of, ols, slope_difference
+from diversity.effects.schema import MIN_LEVELS, SCORE, Row, grouped
+from diversity.effects.slopes import chosen, columns_of
+from diversity.effects.units import Kind, datasets, design_of, line_through, seed_labels
 
 Scored = Sequence[Row]
 
@@ -23,7 +25,8 @@ class ComparedArm:
         size: samples.
         first: the slope in the first experiment.
         second: in the second.
-        difference: second less first, with Welch's degrees of freedom.
+        difference: second less first.
+        paired: whether both have the same subset seeds, so that the difference is taken seed by seed.
         p_holm: of the difference, over all arms.
     """
 
@@ -33,20 +36,23 @@ class ComparedArm:
     first: Slope
     second: Slope
     difference: Slope
+    paired: bool
     p_holm: float
 
 
 @dataclass(frozen=True)
 class ComparedCells:
-    """The scores of the cells that two experiments share.
+    """The scores of the datasets that two experiments share.
 
     Attributes:
-        cells: `(cell, mean of the first, mean of the second)`, means over training seeds.
-        difference: the mean of second less first, over cells, as a slope is told; None for fewer than 2 cells.
-        correlation: of the two experiments' scores over cells; NaN where one of them does not vary.
+        cells: `(cell, mean of the first, mean of the second)`; cells of one dataset are one, under the first of their names.
+        seeds: sets of subset seeds whose datasets are drawn apart: what the error is taken over.
+        difference: the mean of second less first, as a slope is told; None for fewer than 2 such sets.
+        correlation: of the two experiments' scores over datasets; NaN where one of them does not vary.
     """
 
     cells: list[tuple[str, float, float]]
+    seeds: int
     difference: Slope | None
     correlation: float
 
@@ -64,32 +70,36 @@ def of_score(rows: Scored, score: Sequence[str]) -> list[Row]:
 
 
 def compare_cells(first: Scored, second: Scored) -> ComparedCells:
-    """Return the scores of shared cells, and their mean difference: cells are pairs, so what cells have in common drops out.
+    """Return the scores of shared datasets, and their mean difference: they are pairs, so what a dataset does in both drops out.
+
+    Datasets of one subset seed share samples, so what is independent are seeds: the differences are averaged within each, and the error is
+    that of the means. Cells that hold the same samples are one dataset in both.
 
     Args:
         first: rows of one score.
         second: rows of the same score in the other experiment.
     """
-    means = [
-        {k["cell"]: float(np.mean([row["value"] for row in rows])) for k, rows in grouped(found, ("cell",))} for found in (first, second)
-    ]
-    cells = [(cell, value, means[1][cell]) for cell, value in means[0].items() if cell in means[1]]
+    shared = {row["cell"] for row in first} & {row["cell"] for row in second}
+    units = [sorted(datasets(row for row in rows if row["cell"] in shared), key=lambda unit: unit["cell"]) for rows in (first, second)]
+    values = {unit["cell"]: unit["value"] for unit in units[1]}
+    pairs = [unit for unit in units[0] if unit["cell"] in values]
+    cells = [(unit["cell"], unit["value"], values[unit["cell"]]) for unit in pairs]
+    labels = seed_labels(pairs)
+    seeds = len(np.unique(labels))
     if len(cells) < 2:
-        return ComparedCells(cells, None, float("nan"))
+        return ComparedCells(cells, seeds, None, float("nan"))
     a, b = np.array([x for _, x, _ in cells]), np.array([y for _, _, y in cells])
-    sd = float((b - a).std(ddof=1))
-    mean = float((b - a).mean())
-    varies = min(a.std(), b.std()) > 1e-12 * max(1.0, float(np.abs(a).max()))
+    varies = min(a.std(), b.std()) > 1e-12 * max(1e-300, float(np.abs(a).max()))
     correlation = float(np.corrcoef(a, b)[0, 1]) if varies and len(cells) > 2 else float("nan")
-    return ComparedCells(cells, Slope(mean, sd / float(np.sqrt(len(cells))), len(cells) - 1, len(cells), sd, mean), correlation)
-
-
-def _means(rows: Scored) -> dict[str, float]:
-    return {key["cell"]: float(np.mean([row["value"] for row in found])) for key, found in grouped(rows, ("cell",))}
+    means = [float((b - a)[labels == label].mean()) for label in np.unique(labels)]
+    return ComparedCells(cells, seeds, mean_of(means) if seeds > 1 else None, correlation)
 
 
 def compare_arms(first: Scored, second: Scored) -> list[ComparedArm]:
     """Return the slopes of the arms that both experiments have at least 3 levels of, and their differences.
+
+    Where both have the same subset seeds, the same samples stand behind both slopes: the difference is taken seed by seed. Elsewhere it
+    has Welch's interval.
 
     Args:
         first: rows of one score.
@@ -97,20 +107,42 @@ def compare_arms(first: Scored, second: Scored) -> list[ComparedArm]:
     """
     slopes = [_slopes(rows) for rows in (first, second)]
     shared = [arm for arm in slopes[0] if arm in slopes[1]]
-    differences = [slope_difference(slopes[1][arm], slopes[0][arm]) for arm in shared]
-    adjusted = holm([difference.p for difference in differences])
+    differences = [_difference(slopes[0][arm], slopes[1][arm]) for arm in shared]
+    adjusted = holm([difference.p for difference, _ in differences])
     return [
-        ComparedArm(*arm, slopes[0][arm], slopes[1][arm], difference, p)
-        for arm, difference, p in zip(shared, differences, adjusted, strict=True)
+        ComparedArm(*arm, slopes[0][arm].line, slopes[1][arm].line, difference, paired, p)
+        for arm, (difference, paired), p in zip(shared, differences, adjusted, strict=True)
     ]
 
 
-def _slopes(rows: Scored) -> dict[tuple[str, str, int], Slope]:
+@dataclass(frozen=True)
+class _Arm:
+    """An arm's slope, the design that its error rests on, and the slope of each set of seeds."""
+
+    line: Slope
+    kind: Kind
+    by_seeds: dict[tuple[int, ...], float]
+
+
+def _difference(first: _Arm, second: _Arm) -> tuple[Slope, bool]:
+    if first.kind == second.kind == "a slope a subset seed" and first.by_seeds.keys() == second.by_seeds.keys():
+        return mean_of([second.by_seeds[seeds] - first.by_seeds[seeds] for seeds in sorted(first.by_seeds)]), True
+    return slope_difference(second.line, first.line), False
+
+
+def _slopes(rows: Scored) -> dict[tuple[str, str, int], _Arm]:
     found = {}
     for key, group in grouped([row for row in rows if row["level"] is not None], ("strategy", "control", "size")):
-        runs = single_runs(group)
-        if len({row["level"] for row in runs}) >= MIN_LEVELS:
-            blocks = [row["subset_seed"] for row in runs]
-            line = ols([row["level"] for row in runs], [row["value"] for row in runs], blocks)
-            found[key["strategy"], key["control"], key["size"]] = line
+        units = chosen(group, "level", "all")
+        x, y = columns_of(units, "level")
+        if len(np.unique(x)) >= MIN_LEVELS:
+            labels = seed_labels(units)
+            design = design_of(x, labels)
+            by_seeds = {}
+            for label in np.unique(labels[design.used]):
+                mine = np.flatnonzero(labels == label)
+                if len(np.unique(x[mine])) > 1:
+                    seeds = tuple(sorted({seed for i in mine for seed in units[i]["seeds"]}))
+                    by_seeds[seeds] = ols(x[mine], y[mine]).estimate
+            found[key["strategy"], key["control"], key["size"]] = _Arm(line_through(x, y, design), design.kind, by_seeds)
     return found

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Kind = Literal["pearson", "spearman"]
 BLOCK = 4_000_000  # numbers in a block of resamples, so that memory does not grow with the points
 CONSTANT = 1e-12  # a variable whose variance is below this share of its mean square does not vary
+EDGE = 1 - 1e-6  # of a correlation, whose Fisher z would be infinite
 DEPENDENT = 1e-9  # nor does one of which less than this share is left beside what is held fixed
 
 
@@ -27,7 +28,7 @@ class Correlation:
 
     Attributes:
         estimate: in [-1, 1]; NaN where a variable is constant.
-        low: lower end of the bootstrap percentile interval; NaN where none was asked for or none could be had.
+        low: lower end of the bootstrap interval; NaN where none was asked for, or where over 5% of the resamples could not be used.
         high: upper end.
         n: points used.
     """
@@ -46,16 +47,20 @@ class Association:
         matrices: `(1 + bootstraps, variables, variables) float64` correlation matrices, that of the points themselves first; rows and
             columns of variables that are constant there hold zeros.
         n: points.
+        strata: groups that the resamples keep the sizes of.
     """
 
     matrices: Floats
     n: int
+    strata: int = 1
 
     def between(self, x: Sequence[int], y: Sequence[int], given: Sequence[int] = (), confidence: float = 0.95) -> list[list[Correlation]]:
-        """Return the correlation of every variable of x with every one of y, `given` held fixed, with percentile intervals.
+        """Return the correlation of every variable of x with every one of y, `given` held fixed, with bootstrap intervals.
 
         The partial correlation is -P_xy / sqrt(P_xx P_yy) with P the inverse of the correlation matrix of all variables, which is the
-        correlation of the residuals. Resamples in which a variable is constant are left out.
+        correlation of the residuals. The interval is z +- t_d sqrt(n / d) s on Fisher's scale z = artanh r, s being the deviation of z
+        over resamples and d = n - strata - held fixed: percentiles of few points are too narrow. Resamples in which a variable is constant
+        can't be used; where they are over 5%, what is left is no fair sample of them and there is no interval.
 
         Args:
             x: numbers of variables.
@@ -64,13 +69,20 @@ class Association:
             confidence: share of resamples inside the interval.
         """
         values = _between(self.matrices, list(x), list(y), list(given))
+        dof = self.n - self.strata - len(given)
         return [
-            [Correlation(float(values[0, i, j]), *_percentiles(values[1:, i, j], confidence), self.n) for j in range(len(y))]
+            [Correlation(float(values[0, i, j]), *_interval(values[:, i, j], self.n, dof, confidence), self.n) for j in range(len(y))]
             for i in range(len(x))
         ]
 
 
-def association(data: ArrayLike, kind: Kind = "pearson", bootstraps: int = 0, generator: np.random.Generator | None = None) -> Association:
+def association(
+    data: ArrayLike,
+    kind: Kind = "pearson",
+    bootstraps: int = 0,
+    generator: np.random.Generator | None = None,
+    strata: ArrayLike | None = None,
+) -> Association:
     """Return how variables go together over points, and over resamples of the points.
 
     Args:
@@ -78,6 +90,7 @@ def association(data: ArrayLike, kind: Kind = "pearson", bootstraps: int = 0, ge
         kind: `pearson`, or `spearman` (Pearson of the ranks, ties averaged, ranked anew in every resample).
         bootstraps: resamples of the points.
         generator: source of the resamples; needed with bootstraps.
+        strata: (n,) labels: points are drawn anew within each; None for one stratum.
 
     Raises:
         ValueError: fewer than 2 points, or bootstraps without a generator.
@@ -88,10 +101,11 @@ def association(data: ArrayLike, kind: Kind = "pearson", bootstraps: int = 0, ge
     if bootstraps and generator is None:
         raise ValueError("bootstraps need a generator")
     n = data.shape[1]
+    labels = np.zeros(n, np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1].ravel()
     found = [_matrices(data, np.ones((1, n)), kind)]
     if generator is not None:
-        found += [_matrices(data, weights, kind) for weights in _resamples(n, bootstraps, generator)]
-    return Association(np.concatenate(found), n)
+        found += [_matrices(data, weights, kind) for weights in _resamples(labels, bootstraps, generator)]
+    return Association(np.concatenate(found), n, int(labels.max()) + 1)
 
 
 def correlation(
@@ -103,7 +117,7 @@ def correlation(
     generator: np.random.Generator | None = None,
     confidence: float = 0.95,
 ) -> Correlation:
-    """Return the correlation of x and y, with the percentile interval over resampled points.
+    """Return the correlation of x and y, with the bootstrap interval over resampled points.
 
     Args:
         x: (n,).
@@ -127,12 +141,16 @@ def correlation(
     return found.between([0], [1], range(2, len(columns)), confidence)[0][0]
 
 
-def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
-    usable = values[np.isfinite(values)]
-    if len(usable) < 2:
+def _interval(values: Floats, n: int, dof: int, confidence: float) -> tuple[float, float]:
+    """Return the interval from the correlation of the points, first, and those of resamples; NaNs where there is none."""
+    from scipy import stats
+
+    usable = values[1:][np.isfinite(values[1:])]
+    if len(usable) < 2 or len(usable) < 0.95 * (len(values) - 1) or dof < 1 or not np.isfinite(values[0]):
         return float("nan"), float("nan")
-    low, high = np.quantile(usable, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
+    z, *resampled = np.arctanh(np.clip([values[0], *usable], -EDGE, EDGE))
+    half = stats.t.ppf(0.5 + confidence / 2, dof) * np.std(resampled, ddof=1) * np.sqrt(n / dof)
+    return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 def _between(matrices: Floats, x: list[int], y: list[int], given: list[int]) -> Floats:
@@ -154,12 +172,15 @@ def _between(matrices: Floats, x: list[int], y: list[int], given: list[int]) -> 
         return np.where(varies, np.clip(both / np.sqrt(scale), -1, 1), np.nan)
 
 
-def _resamples(n: int, bootstraps: int, generator: np.random.Generator) -> Iterator[Floats]:
+def _resamples(labels: NDArray[np.int64], bootstraps: int, generator: np.random.Generator) -> Iterator[Floats]:
     """Yield blocks of (b, n) weights: how often each point is drawn in each resample. Sums over points are then matrix products."""
+    n = len(labels)
+    strata = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
     size = max(1, min(bootstraps, BLOCK // n))
     for start in range(0, bootstraps, size):
         count = min(size, bootstraps - start)
-        drawn = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+        drawn = np.concatenate([points[generator.integers(len(points), size=(count, len(points)))] for points in strata], axis=1)
+        drawn += n * np.arange(count)[:, None]
         yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 

@@ -9,15 +9,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from diversity.effects.regression import ols
-from diversity.effects.schema import MIN_DOF, SCORE, Row, grouped, head_of, single_runs
+from diversity.effects.schema import MIN_DOF, SCORE, Row, grouped, head_of
 from diversity.effects.slopes import adjust, inference, within
+from diversity.effects.units import datasets, runs_of, seed_labels, single_runs
 
-LENGTH, ENTROPY = "response_length", "source_entropy"
-GIVEN = "the other coverages, response length, source entropy"
+LENGTHS = {"response_length": "response_tokens", "instruction_length": "instruction_tokens"}
+ENTROPY = "source_entropy"
+HELD = (*LENGTHS, ENTROPY)
+GIVEN = "the other coverages, lengths of both sides, source entropy, subset seeds"
 
 
 def dataset_facts(results: pa.Table, coverage: pa.Table, sources: pa.Table) -> dict[str, dict[str, float]]:
-    """Return for each cell: coverage of every typing, log2 of the mean tokens of a response, and source entropy in bits.
+    """Return for each cell: coverage of every typing, log2 of the mean tokens of each side, and source entropy in bits.
 
     Args:
         results: rows of RESULTS_SCHEMA.
@@ -25,9 +28,10 @@ def dataset_facts(results: pa.Table, coverage: pa.Table, sources: pa.Table) -> d
         sources: rows of SOURCES_SCHEMA.
     """
     facts: dict[str, dict[str, float]] = {}
-    for row in results.select(["cell", "samples", "response_tokens"]).to_pylist():
-        if row["samples"] and row["response_tokens"]:
-            facts.setdefault(row["cell"], {})[LENGTH] = float(np.log2(row["response_tokens"] / row["samples"]))
+    for row in results.select(["cell", "samples", *LENGTHS.values()]).to_pylist():
+        for name, tokens in LENGTHS.items():
+            if row["samples"] and row[tokens]:
+                facts.setdefault(row["cell"], {})[name] = float(np.log2(row[tokens] / row["samples"]))
     for row in coverage.to_pylist():
         facts.setdefault(row["cell"], {})[row["typing"]] = row["coverage"]
     counts: dict[str, list[int]] = {}
@@ -41,10 +45,11 @@ def dataset_facts(results: pa.Table, coverage: pa.Table, sources: pa.Table) -> d
 
 
 def partial_rows(scored: Sequence[Row], facts: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """Return the effect of each typing's coverage given the other coverages, length and source entropy, over all runs of all strategies.
+    """Return the effect of each typing's coverage given the others, lengths and source entropy, over the datasets of all strategies.
 
-    One regression for each score and size, and one over sizes with an intercept for each. Coverages go together, so an effect that is
-    plain alone may be lost here: the note tells by how much its variance is inflated. Only typings count that all runs were measured on.
+    One regression for each score and size, and one over sizes, with an intercept for each subset seed and size. Coverages go together, so
+    an effect that is plain alone may be lost here: the note tells by how much its variance is inflated. Only typings count that all
+    datasets were measured on.
 
     Args:
         scored: rows of RESULTS_SCHEMA with a value.
@@ -52,10 +57,10 @@ def partial_rows(scored: Sequence[Row], facts: Mapping[str, Mapping[str, float]]
     """
     rows: list[Row] = []
     for key, group in grouped(scored, SCORE):
-        runs = [row for row in single_runs(group) if row["cell"] in facts]
-        sizes = sorted({row["size"] for row in runs})
+        units = [unit for unit in datasets(group) if unit["cell"] in facts]
+        sizes = sorted({unit["size"] for unit in units})
         for size in [*sizes, None] if len(sizes) > 1 else sizes:
-            used = [row for row in runs if size in (None, row["size"])]
+            used = [unit for unit in units if size in (None, unit["size"])]
             rows += _partials({**head_of(key, group, "partial"), "size": size, "method": "ols", "given": GIVEN}, used, facts)
     adjust(rows, (*SCORE, "size"))
     return rows
@@ -66,7 +71,7 @@ def spread_rows(scored: Sequence[Row]) -> list[Row]:
 
     `prompts`: a run's own standard error over the samples of the split (within). `training-seed`: standard deviation between runs of one
     dataset. `subset-seed`: standard deviation between the means of datasets of one level; it holds 1/r of the former's variance where
-    there are r training seeds (between).
+    there are r training seeds (between). Here alone runs are told apart: an effect's error comes from datasets.
 
     Args:
         scored: rows of RESULTS_SCHEMA with a value.
@@ -75,14 +80,15 @@ def spread_rows(scored: Sequence[Row]) -> list[Row]:
     for key, group in grouped(scored, (*SCORE, "size", "control", "strategy")):
         head, runs = head_of(key, group, "spread"), single_runs(group)
         if (error := within(runs)) is not None:
-            rows.append({**head, "method": "prompts", "estimate": error, "n": len(runs)})
-        datasets = [found for _, found in grouped(runs, ("level", "subset_seed"))]
-        means = [{"level": found[0]["level"], "value": float(np.mean([row["value"] for row in found]))} for found in datasets]
-        levels = [found for _, found in grouped(means, ("level",))]
-        for method, groups in (("training-seed", datasets), ("subset-seed", levels)):
-            sd, dof = pooled_sd([[row["value"] for row in found] for found in groups])
+            rows.append({**head, "method": "prompts", "estimate": error, "n": len(datasets(group)), "runs": len(runs)})
+        units = datasets(group)
+        of_run = {run: unit["cell"] for unit in units for run in unit["runs"]}
+        repeats = [[row["value"] for row in found] for _, found in grouped([{**r, "of": of_run[r["run"]]} for r in runs], ("of",))]
+        levels = [[unit["value"] for unit in found] for _, found in grouped(units, ("level",))]
+        for method, groups in (("training-seed", repeats), ("subset-seed", levels)):
+            sd, dof = pooled_sd(groups)
             if dof:
-                rows.append({**head, "method": method, "estimate": sd, "n": len(runs), "dof": dof})
+                rows.append({**head, "method": method, "estimate": sd, "n": len(units), "runs": len(runs), "dof": dof})
     return rows
 
 
@@ -95,27 +101,31 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     return float(np.sqrt(squares / dof)), dof
 
 
-def _partials(head: Row, runs: Sequence[Row], facts: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    typings = [name for name in facts[runs[0]["cell"]] if name not in (LENGTH, ENTROPY)] if runs else []
-    names = [name for name in (*typings, LENGTH, ENTROPY) if all(name in facts[row["cell"]] for row in runs)]
-    head = {**head, "n": len(runs), "se_within": within(runs)}
+def _partials(head: Row, units: Sequence[Row], facts: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    typings = [name for name in facts[units[0]["cell"]] if name not in HELD] if units else []
+    names = [name for name in (*typings, *HELD) if all(name in facts[unit["cell"]] for unit in units)]
+    x = np.array([[facts[unit["cell"]][name] for name in names] for unit in units])
+    names = [name for i, name in enumerate(names) if np.ptp(x[:, i]) > 0]  # what is the same everywhere explains nothing
+    head = {**head, "n": len(units), "runs": runs_of(units), "se_within": within(units)}
     if not names:
         return []
-    x = np.array([[facts[row["cell"]][name] for name in names] for row in runs])
-    y = np.array([row["value"] for row in runs])
-    _, sizes = np.unique([row["size"] for row in runs], return_inverse=True)
-    if (dof := len(runs) - len(names) - int(sizes.max()) - 1) < MIN_DOF:
-        note = f"{len(names)} partial effects need {len(runs) - dof + MIN_DOF} runs, there are {len(runs)}"
+    x = np.array([[facts[unit["cell"]][name] for name in names] for unit in units])
+    y = np.array([unit["value"] for unit in units])
+    sizes = np.array([unit["size"] for unit in units])
+    _, blocks = np.unique(np.column_stack([seed_labels(units), sizes]), axis=0, return_inverse=True)
+    blocks = blocks.ravel()
+    if (dof := len(units) - len(names) - int(blocks.max()) - 1) < MIN_DOF:
+        note = f"{len(names)} partial effects need {len(units) - dof + MIN_DOF} datasets, there are {len(units)}"
         return [{**head, "predictor": name, "note": note} for name in names]
-    return [{**head, "predictor": name, **_partial(x, y, i, sizes)} for i, name in enumerate(names)]
+    return [{**head, "predictor": name, **_partial(x, y, i, blocks)} for i, name in enumerate(names)]
 
 
-def _partial(x: NDArray[np.float64], y: NDArray[np.float64], column: int, sizes: NDArray[np.int64]) -> Row:
+def _partial(x: NDArray[np.float64], y: NDArray[np.float64], column: int, blocks: NDArray[np.int64]) -> Row:
     others = np.delete(x, column, axis=1)
     scale = others.std(axis=0)
     others = (others - others.mean(axis=0)) / np.where(scale > 0, scale, 1)
     try:
-        alone, held = ols(x[:, column], y, sizes), ols(x[:, column], y, sizes, others)
+        alone, held = ols(x[:, column], y, blocks), ols(x[:, column], y, blocks, others)
     except ValueError as error:
         return {"note": str(error)}
     inflation = (held.se / held.residual_sd) ** 2 / (alone.se / alone.residual_sd) ** 2 if held.residual_sd > 0 < alone.residual_sd else 1.0

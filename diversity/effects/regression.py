@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+FEW_DOF = 3
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def ols(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, covariates:
     Raises:
         ValueError: the arrays disagree in length, something is not finite, or x has no variation of its own.
     """
-    x, y = _column(x, "x"), _column(y, "y")
+    x, y = column_of(x, "x"), column_of(y, "y")
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} points and y has {len(y)}")
-    others = _Others(len(x), groups, covariates)
+    others = Others(len(x), groups, covariates)
     free_x, free_y = others.residuals(x), others.residuals(y)
     spread = float(free_x @ free_x)
     if spread <= 1e-12 * max(1.0, float(x @ x)):
@@ -85,12 +85,89 @@ def ols(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, covariates:
     return Slope(slope, residual_sd / float(np.sqrt(spread)), dof, len(x), residual_sd, float(y.mean() - slope * x.mean()))
 
 
+def mean_slope(lines: Sequence[Slope]) -> Slope:
+    """Return the mean of independent slopes, its error taken from how they differ; degrees of freedom are one less than slopes."""
+    slopes = np.array([line.estimate for line in lines])
+    se = float(slopes.std(ddof=1) / np.sqrt(len(slopes))) if len(slopes) > 1 else float("nan")
+    dof = sum(line.dof for line in lines)
+    squares = sum(line.residual_sd**2 * line.dof for line in lines if line.dof > 0)
+    residual_sd = float(np.sqrt(squares / dof)) if dof > 0 else float("nan")
+    intercept = float(np.mean([line.intercept for line in lines]))
+    return Slope(float(slopes.mean()), se, len(slopes) - 1, sum(line.n for line in lines), residual_sd, intercept)
+
+
 def slope_difference(a: Slope, b: Slope) -> Slope:
-    """Return a - b as a slope of its own, with Welch's degrees of freedom: the two may scatter differently."""
-    se = float(np.hypot(a.se, b.se))
-    parts = a.se**4 / max(a.dof, 1) + b.se**4 / max(b.dof, 1)
-    dof = int(se**4 / parts) if parts > 0 and min(a.dof, b.dof) > 0 else 0
+    """Return a - b as a slope of its own: the two may scatter differently.
+
+    Welch's degrees of freedom, rounded down. Where one of the two has fewer than 3, a variance from so few is too often far too small, and
+    Welch's formula trusts it: there the smaller number is taken, which keeps what the interval promises (Mickey and Brown 1966).
+    """
+    se, least = float(np.hypot(a.se, b.se)), min(a.dof, b.dof)
+    if least < 1 or not se > 0:
+        dof = max(0, least)
+    elif least < FEW_DOF:
+        dof = least
+    else:
+        dof = int(se**4 / (a.se**4 / a.dof + b.se**4 / b.dof))
     return Slope(a.estimate - b.estimate, se if dof else float("nan"), dof, a.n + b.n, float("nan"), a.intercept - b.intercept)
+
+
+def mean_of(values: ArrayLike) -> Slope:
+    """Return a mean as a slope is told: estimate, standard error, degrees of freedom."""
+    found = np.asarray(values, np.float64)
+    sd = float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+    return Slope(float(found.mean()), sd / float(np.sqrt(len(found))), len(found) - 1, len(found), sd, float(found.mean()))
+
+
+def equivalence_p(line: Slope, margin: float) -> float:
+    """Return p of an effect that is at least the margin, by two one-sided t tests (TOST, Schuirmann 1987): small means "smaller than that".
+
+    Args:
+        line: estimate, standard error, degrees of freedom.
+        margin: above 0, in units of the score.
+    """
+    from scipy import stats
+
+    if line.dof < 1 or not line.se > 0:
+        return float("nan")
+    return float(stats.t.sf((margin - abs(line.estimate)) / line.se, line.dof))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a line goes through the means of levels: F and p of the lack of fit; NaN where nothing is left to tell it by."""
+
+    statistic: float
+    between: int
+    within: int
+
+    @property
+    def p(self) -> float:
+        """Return the probability of so large an F where the means lie on a line."""
+        from scipy import stats
+
+        return float(stats.f.sf(self.statistic, self.between, self.within)) if np.isfinite(self.statistic) else float("nan")
+
+
+def lack_of_fit(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Fit:
+    """Return the F test of a straight line against a mean for each value of x.
+
+    F = ((R_line - R_means) / d) / (R_means / e) with R the sums of squared residuals, groups having intercepts of their own in both.
+
+    Args:
+        x: (n,) predictor; its repeats tell the noise.
+        y: (n,) response.
+        groups: (n,) labels.
+    """
+    x, y = column_of(x, "x"), column_of(y, "y")
+    levels, place = np.unique(x, return_inverse=True)
+    indicators = np.eye(len(levels))[place.ravel()][:, 1:]
+    line, means = Others(len(x), groups, x), Others(len(x), groups, indicators)
+    between, within = means.rank - line.rank, len(x) - means.rank
+    rss = [float(np.sum(others.residuals(y) ** 2)) for others in (line, means)]
+    if between < 1 or within < 1 or rss[1] <= 1e-24 * max(1.0, float(y @ y)):
+        return Fit(float("nan"), between, within)
+    return Fit((rss[0] - rss[1]) / between / (rss[1] / within), between, within)
 
 
 @dataclass(frozen=True)
@@ -115,7 +192,7 @@ class Ridge:
 
     def predict(self, x: ArrayLike) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of a new observation at each x ((n,) or (n, p)); the deviation is the 1-sigma band."""
-        x = _matrix(x)
+        x = matrix_of(x)
         away = x - self.origin
         variance = 1 / self.noise_precision + np.einsum("ij,jk,ik->i", away, self.covariance, away)
         return self.intercept + x @ self.weights, np.sqrt(variance)
@@ -136,7 +213,7 @@ def bayesian_ridge(x: ArrayLike, y: ArrayLike, center: bool = True, iterations: 
         iterations: at most so many updates.
         tolerance: stop when the sum of absolute changes of the weights is below this.
     """
-    x, y = _matrix(x), _column(y, "y")
+    x, y = matrix_of(x), column_of(y, "y")
     mean, offset = x.mean(axis=0), float(y.mean())
     away, target = x - mean, y - offset
     spectrum, basis = np.linalg.eigh(away.T @ away)
@@ -163,71 +240,6 @@ def bayesian_ridge(x: ArrayLike, y: ArrayLike, center: bool = True, iterations: 
     return Ridge(float(offset - mean @ weights), weights, covariance, noise, weight, origin)
 
 
-def permutation_p(
-    x: ArrayLike,
-    y: ArrayLike,
-    generator: np.random.Generator,
-    groups: ArrayLike | None = None,
-    covariates: ArrayLike | None = None,
-    draws: int = 10000,
-) -> float:
-    """Return the two-sided permutation p value of the slope of y on x, y being shuffled within groups.
-
-    (1 + number of draws at least as extreme) / (1 + draws), which is never 0 and is valid at any number of draws. With covariates it is
-    the residuals of y that are shuffled (Freedman and Lane), and what is compared is Student's t of the model fitted anew: the slope alone
-    would be too often extreme, since residuals are shorter than the noise. That is nearly exact; without covariates it is exact.
-
-    Args:
-        x: (n,) predictor.
-        y: (n,) response.
-        generator: source of the shuffles.
-        groups: (n,) labels within which points are exchangeable; None for one group.
-        covariates: (n,) or (n, c) further predictors.
-        draws: number of shuffles, at least 1.
-    """
-    x, y = _column(x, "x"), _column(y, "y")
-    others = _Others(len(x), groups, covariates)
-    place = np.argsort(others.labels, kind="stable")
-    free_x, free_y, basis = others.residuals(x)[place], others.residuals(y)[place], others.basis()[place]
-    length, total = float(free_x @ free_x), float(free_y @ free_y)
-    if length <= 1e-12 * float(x @ x) or total <= 1e-24 * float(y @ y):
-        return 1.0  # nothing varies within the groups
-
-    against = np.column_stack([free_x, basis])
-
-    def extremeness(products: Floats) -> Floats:
-        explained = products[:, 0] ** 2 / length
-        return np.asarray(explained / np.maximum(total - (products[:, 1:] ** 2).sum(axis=1) - explained, 1e-12 * total), np.float64)
-
-    observed, extreme = float(extremeness((free_y @ against)[None])[0]), 0
-    ends = np.cumsum(others.sizes)
-    size = max(1, 4_000_000 // len(x))
-    for start in range(0, draws, size):
-        drawn = generator.random((min(size, draws - start), len(x)))
-        extreme += int(np.count_nonzero(extremeness(_shuffled_products(free_y, against, ends, drawn)) >= observed * (1 - 1e-9)))
-    return (1 + extreme) / (1 + draws)
-
-
-@numba.njit(cache=True)
-def _shuffled_products(y: Floats, against: Floats, ends: NDArray[np.int64], drawn: Floats) -> Floats:  # pragma: no cover - compiled
-    """Return (draws, columns) products of y, shuffled within consecutive groups by Fisher and Yates, with each column of `against`."""
-    n, columns = against.shape
-    products = np.zeros((len(drawn), columns))
-    shuffled = np.empty(n)
-    for b in range(len(drawn)):
-        shuffled[:] = y
-        first = 0
-        for last in ends:
-            for i in range(last - 1, first, -1):
-                j = first + int(drawn[b, i] * (i - first + 1))
-                shuffled[i], shuffled[j] = shuffled[j], shuffled[i]
-            first = last
-        for i in range(n):
-            for c in range(columns):
-                products[b, c] += shuffled[i] * against[i, c]
-    return products
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p values: valid for any dependence; NaN stays NaN and is not counted as a test."""
     values = np.asarray(p, np.float64)
@@ -240,7 +252,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _column(values: ArrayLike, name: str) -> Floats:
+def column_of(values: ArrayLike, name: str) -> Floats:
+    """Return values as a finite column of at least 2 points; a ValueError says what is wrong with `name`."""
     column = np.asarray(values, np.float64)
     if column.ndim != 1 or len(column) < 2:
         raise ValueError(f"{name} has shape {column.shape}; a slope needs one column of at least 2 points")
@@ -249,18 +262,19 @@ def _column(values: ArrayLike, name: str) -> Floats:
     return column
 
 
-def _matrix(values: ArrayLike) -> Floats:
+def matrix_of(values: ArrayLike) -> Floats:
+    """Return (n,) or (n, p) values as (n, p)."""
     matrix = np.asarray(values, np.float64)
     return matrix[:, None] if matrix.ndim == 1 else matrix
 
 
-class _Others:
+class Others:
     """What the slope is freed of: an intercept for each group, and covariates. Groups are taken out by their means, so many are cheap."""
 
     def __init__(self, n: int, groups: ArrayLike | None, covariates: ArrayLike | None) -> None:
         self.labels = np.zeros(n, np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
         self.sizes = np.bincount(self.labels)
-        self.covariates = np.empty((n, 0)) if covariates is None else np.column_stack([self._within(c) for c in _matrix(covariates).T])
+        self.covariates = np.empty((n, 0)) if covariates is None else np.column_stack([self._within(c) for c in matrix_of(covariates).T])
         self.rank = len(self.sizes) + (int(np.linalg.matrix_rank(self.covariates)) if self.covariates.size else 0)
 
     def residuals(self, values: Floats) -> Floats:

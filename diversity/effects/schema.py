@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 MIN_LEVELS = 3  # two levels always lie on a line
-MIN_RUNS = 7  # a correlation over fewer has an interval from about -1 to 1
+MIN_DATASETS = 7  # a correlation over fewer has an interval from about -1 to 1
 MIN_DOF = 3  # a partial effect with fewer degrees of freedom left has an interval that says nothing
 PREDICTORS = ("level", "share", "coverage")
 SUBSETS = ("all", "without level 0")
@@ -36,6 +36,7 @@ CELL_FIELDS = [
     pa.field("M", pa.int64()),
     pa.field("share", pa.float64()),  # k / M
     pa.field("coverage", pa.float64()),  # of the strategy's own typing
+    pa.field("content", pa.string()),  # hash of the dataset's sorted sample ids: cells of one content are one dataset
 ]
 SCORE = ("evaluator", "split", "metric")
 """What tells one score from another."""
@@ -46,10 +47,16 @@ RESULTS_SCHEMA = pa.schema([*CELL_FIELDS, ("training_seed", pa.int64()), *SCORES
 COVERAGE_SCHEMA = pa.schema([("cell", pa.string()), ("typing", pa.string()), ("coverage", pa.float64())])
 SOURCES_SCHEMA = pa.schema([("cell", pa.string()), ("source", pa.string()), ("samples", pa.int64())])
 
+PLANNED_SCHEMA = pa.schema([*CELL_FIELDS[:6], ("training_seed", pa.int64())])
+"""One row for each run that was planned, trained or not: what says how much is missing."""
+
 EFFECTS_SCHEMA = pa.schema(
     [
-        ("kind", pa.string()),  # slope | difference | contrast | partial | spread | best | correlation
-        ("method", pa.string()),  # ols | bayesian-ridge | welch | pearson | spearman | mean, or what a spread is over
+        ("kind", pa.string()),  # slope | ends | fit | difference | contrast | partial | spread | best | correlation
+        (
+            "method",
+            pa.string(),
+        ),  # ols | bayesian-ridge | level-means | welch | f-test | pearson | spearman | mean, or what a spread is over
         ("evaluator", pa.string()),
         ("split", pa.string()),
         ("metric", pa.string()),
@@ -65,18 +72,28 @@ EFFECTS_SCHEMA = pa.schema(
         ("variant", pa.string()),  # of a posterior metric
         ("subset", pa.string()),  # all | without level 0
         ("given", pa.string()),  # what is held fixed
-        ("n", pa.int64()),  # runs
+        ("design", pa.string()),  # slope: what its error is taken from: see `units.Design`
+        ("n", pa.int64()),  # datasets, which are the unit
+        ("runs", pa.int64()),  # runs behind them
+        ("planned", pa.int64()),  # runs that were planned, one for each cell and training seed
+        ("missing", pa.int64()),  # of them without a score
+        ("diverged", pa.int64()),  # of them with one that is not finite
         ("dof", pa.int64()),  # residual degrees of freedom
-        ("estimate", pa.float64()),  # slope: change of the score from 0 to 1 of the predictor
+        ("estimate", pa.float64()),  # slope: change of the score from 0 to 1 of the predictor, along a line
         ("se", pa.float64()),
         ("low", pa.float64()),  # 95%
         ("high", pa.float64()),
         ("p", pa.float64()),
         ("p_permutation", pa.float64()),
-        ("p_holm", pa.float64()),  # over the strategies, or pairs of them, of one score, size, control, predictor and subset
-        ("sd_between", pa.float64()),  # of runs about the line or their mean
+        ("p_smallest", pa.float64()),  # the smallest p that shuffling so few datasets can give; null where they are many
+        ("p_holm", pa.float64()),  # over the plan's primary effects, or over what was explored together: see `slopes.FAMILY`
+        ("p_equivalence", pa.float64()),  # of an effect that is no smaller than the margin, by two one-sided tests
+        ("margin", pa.float64()),  # the plan's smallest effect of interest
+        ("role", pa.string()),  # confirmatory | exploratory
+        ("sd_between", pa.float64()),  # of datasets about the line or their mean
         ("se_within", pa.float64()),  # root mean square of the runs' standard errors over samples
-        ("chance", pa.float64()),  # best: how often this one is the best when the runs are drawn anew
+        ("se_prompts", pa.float64()),  # slope: its standard error over prompts, already part of se
+        ("length_ratio", pa.float64()),  # slope: mean response length at the highest level over that at the lowest
         ("note", pa.string()),
     ]
 )
@@ -95,31 +112,17 @@ def arm_name(strategy: str, control: str) -> str:
     return strategy if control == "none" else f"{strategy}, {control}"
 
 
-def single_runs(rows: Iterable[Row]) -> list[Row]:
-    """Return one row for each run, which is the unit of inference.
-
-    Cells that choose the same samples share a run. It counts once, at the mean of their predictors and in the block of the first: counted
-    twice, one measurement would pass for two that agree.
-    """
-    found = []
-    for _, group in grouped(rows, ("run",)):
-        first = dict(group[0])
-        if len(group) > 1:
-            for name in PREDICTORS:
-                values = [row[name] for row in group if row[name] is not None]
-                first[name] = sum(values) / len(values) if values else None
-        found.append(first)
-    return found
+def is_finite(row: Row) -> bool:
+    """Return whether a row has a score that is a number; infinity or NaN is what a run that diverged leaves."""
+    return row["value"] is not None and math.isfinite(row["value"])
 
 
 def scored_rows(results: pa.Table) -> list[Row]:
-    """Return the rows of results that have a score; one that is not finite, of a run that diverged, is none and is told in the log."""
+    """Return the rows of results with a finite score; others, of runs that diverged, are told in the log and counted in the verdict."""
     rows = [row for row in results.to_pylist() if row["value"] is not None]
-    finite = [row for row in rows if math.isfinite(row["value"])]
-    if len(finite) < len(rows):
-        runs = sorted({row["run"] for row in rows if not math.isfinite(row["value"])})
-        logger.warning("%d runs have a score that is not finite, left out of the analysis: %s", len(runs), ", ".join(runs[:3]))
-    return finite
+    if diverged := sorted({row["run"] for row in rows if not is_finite(row)}):
+        logger.warning("%d runs have a score that is not finite, left out of the analysis: %s", len(diverged), ", ".join(diverged[:3]))
+    return [row for row in rows if is_finite(row)]
 
 
 def head_of(key: Row, group: Sequence[Row], kind: str) -> Row:

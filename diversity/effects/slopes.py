@@ -1,102 +1,101 @@
-"""How a score changes with diversity: slopes of each arm, differences of slopes, and the most diverse datasets against the baselines.
+"""How a score changes with diversity: slopes of each arm, what lies at the ends, and whether a line fits.
 
-The run is the unit; runs of one subset seed are a block with an intercept of its own. An arm is a strategy under a control.
+An arm is a strategy under a control. Its datasets are the unit, and `units.Design` says what the error of its slope is taken from.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diversity.effects.regression import Slope, bayesian_ridge, holm, ols, permutation_p, slope_difference
-from diversity.effects.schema import MIN_LEVELS, PREDICTORS, SCORE, SUBSETS, Row, arm_name, grouped, head_of, single_runs
+from diversity.effects.ledger import Ledger, generator_for, of_arm
+from diversity.effects.permutation import permutation_p, smallest_p
+from diversity.effects.regression import Others, Slope, bayesian_ridge, holm, lack_of_fit, mean_of, slope_difference
+from diversity.effects.schema import MIN_LEVELS, PREDICTORS, SCORE, SUBSETS, Row, grouped, head_of
+from diversity.effects.units import Design, blocks_of, datasets, design_of, line_through, runs_of, seed_labels
 
 DRAWS = 1999
 FAMILY = (*SCORE, "size", "control", "predictor", "subset")
+ONE_SEED = "all levels come of one subset seed, and what they share can't be told from what the level does"
+PromptError = Callable[[Row, Mapping[str, float]], tuple[float, int] | None]
+"""(columns of a score, weight of each run) -> (standard error over prompts of the weighted sum, prompts), None where it isn't known."""
 
 
-def slope_rows(scored: Sequence[Row], generator: np.random.Generator) -> list[Row]:
+@dataclass(frozen=True)
+class Measured:
+    """What effects are computed from beside the scores themselves.
+
+    Attributes:
+        ledger: which runs were planned, and what became of them.
+        seed: of shuffles that are drawn.
+        prompt_error: error over prompts of a weighted sum of runs' scores, or None.
+        predictors: what slopes are taken on.
+    """
+
+    ledger: Ledger
+    seed: int = 0
+    prompt_error: PromptError | None = None
+    predictors: Sequence[str] = PREDICTORS
+
+    def over_prompts(self, head: Row, line: Slope, units: Sequence[Row], weights: NDArray[np.float64]) -> tuple[Slope, float | None]:
+        """Return the line with the error over prompts added to its own, and that error; the line as it is where nothing is known of it.
+
+        Prompts are crossed with runs: each has a slope of its own, and how these differ reaches the slope of the mean over prompts whatever
+        the number of runs. The two variances add up (a little too large: what is peculiar to a run and a prompt stands in both), with
+        Satterthwaite's degrees of freedom.
+        """
+        if self.prompt_error is None or not line.se > 0:
+            return line, None
+        by_run = {run: float(w) / len(unit["runs"]) for unit, w in zip(units, weights, strict=True) for run in unit["runs"]}
+        found = self.prompt_error(head, by_run)
+        if found is None or found[1] < 2:
+            return line, None
+        error, prompts = found
+        se = float(np.hypot(line.se, error))
+        dof = int(se**4 / (line.se**4 / line.dof + error**4 / (prompts - 1)) + 1e-9)
+        return Slope(line.estimate, se, dof, line.n, line.residual_sd, line.intercept), error
+
+
+def slope_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
     """Return the slopes on level, k / M and coverage, with and without level 0: of each arm at each size, and over sizes.
 
+    Beside each slope on level stand the difference of its ends from the means of levels (`ends`), and the test of lack of fit (`fit`).
     Sizes are pooled on measured coverage, and on level and k / M only where every level has the same k at all sizes: elsewhere a level is
     not the same diversity at different sizes.
 
     Args:
         scored: rows of RESULTS_SCHEMA with a value.
-        generator: of the shuffles.
+        measured: what else is known.
     """
     dialled = [row for row in scored if row["level"] is not None]
     rows: list[Row] = []
     for key, group in grouped(dialled, (*SCORE, "size", "control", "strategy")):
-        for predictor, subset in itertools.product(PREDICTORS, SUBSETS):
-            rows += _slopes({**head_of(key, group, "slope"), "predictor": predictor, "subset": subset}, group, generator)
+        for predictor, subset in itertools.product(measured.predictors, SUBSETS):
+            rows += _slopes({**head_of(key, group, "slope"), "predictor": predictor, "subset": subset}, group, measured)
+        rows += shape_rows(head_of(key, group, "ends"), group)
     for key, group in grouped(dialled, (*SCORE, "control", "strategy")):
         if len({row["size"] for row in group}) > 1:
-            for predictor, subset in itertools.product(PREDICTORS if _one_k(group) else ("coverage",), SUBSETS):
-                rows += _slopes({**head_of(key, group, "slope"), "size": None, "predictor": predictor, "subset": subset}, group, generator)
-    adjust(rows, FAMILY)
+            chosen = measured.predictors if _one_k(group) else [name for name in measured.predictors if name == "coverage"]
+            for predictor, subset in itertools.product(chosen, SUBSETS):
+                head = {**head_of(key, group, "slope"), "size": None, "predictor": predictor, "subset": subset}
+                rows += _slopes(head, group, measured)
+    adjust([row for row in rows if row["kind"] == "slope"], FAMILY)
     return rows
 
 
-def difference_rows(scored: Sequence[Row], generator: np.random.Generator) -> list[Row]:
-    """Return the differences of slopes on level: between strategies without a control, and between a strategy's controls and none.
-
-    Welch's interval; the permutation p shuffles the residuals of the model with one common slope within each arm and block (Freedman and
-    Lane), since the arms themselves need not be exchangeable.
-
-    Args:
-        scored: rows of RESULTS_SCHEMA with a value.
-        generator: of the shuffles.
-    """
-    rows: list[Row] = []
-    dialled = [row for row in scored if row["level"] is not None]
-    for key, group in grouped(dialled, (*SCORE, "size")):
-        arms = {(k["strategy"], k["control"]): found for k, found in grouped(group, ("strategy", "control"))}
-        pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a[1] == b[1] == "none"]
-        pairs += [(arm, (arm[0], "none")) for arm in arms if arm[1] != "none" and (arm[0], "none") in arms]
-        for (a, b), subset in itertools.product(pairs, SUBSETS):
-            head = {**head_of(key, group, "difference"), "strategy": a[0], "control": a[1], "other": arm_name(*b)}
-            head |= {"predictor": "level", "subset": subset, "method": "ols"}
-            if (row := _difference(head, arms[a], arms[b], generator)) is not None:
-                rows.append(row)
-    adjust(rows, FAMILY)
-    return rows
-
-
-def contrast_rows(scored: Sequence[Row], generator: np.random.Generator) -> list[Row]:
-    """Return each arm at its highest level less each strategy without a level, by Welch: is more diverse better than not to choose?
-
-    Args:
-        scored: rows of RESULTS_SCHEMA with a value.
-        generator: of the shuffles.
-    """
-    rows: list[Row] = []
-    for key, group in grouped(scored, (*SCORE, "size")):
-        arms = [(k, found) for k, found in grouped(group, ("strategy", "control"))]
-        flat = {(k["strategy"], k["control"]): found for k, found in arms if found[0]["level"] is None}
-        for arm, found in arms:
-            if found[0]["level"] is None:
-                continue
-            top = max(row["level"] for row in found)
-            mine = [row for row in found if row["level"] == top]
-            for strategy in dict.fromkeys(name for name, _ in flat):
-                control = arm["control"] if (strategy, arm["control"]) in flat else "none"
-                if (strategy, control) in flat:
-                    head = {**head_of(key, group, "contrast"), **arm, "other": arm_name(strategy, control), "level": top, "method": "welch"}
-                    rows.append(_contrast(head, mine, flat[strategy, control], generator))
-    adjust(rows, (*SCORE, "size", "control", "other"))
-    return rows
-
-
-def adjust(rows: list[Row], family: Sequence[str]) -> None:
-    """Write Holm's p into the rows that have one, over each family of tests."""
+def adjust(rows: Sequence[Row], family: Sequence[str]) -> None:
+    """Write Holm's p into the rows that have one, over each family of tests; one whose runs are still missing counts as a test to come."""
     tested = [row for row in rows if row.get("p") is not None and np.isfinite(row["p"])]
-    for _, group in grouped(tested, family):
-        for row, adjusted in zip(group, holm([row["p"] for row in group]), strict=True):
-            row["p_holm"] = adjusted
+    coming = [row for row in rows if row.get("p") is None and row.get("missing")]
+    for key, group in grouped(tested, family):
+        more = sum(all(row.get(name) == value for name, value in key.items()) for row in coming)
+        adjusted = holm([*(row["p"] for row in group), *[1.0] * more])
+        for row, p in zip(group, adjusted, strict=False):
+            row["p_holm"] = p
 
 
 def inference(line: Slope) -> Row:
@@ -119,82 +118,113 @@ def within(rows: Sequence[Row]) -> float | None:
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else None
 
 
+def constant(y: NDArray[np.float64]) -> str:
+    """Return what is said of scores that are all equal, "" where they differ."""
+    if np.ptp(y) > 1e-12 * max(1e-300, float(np.abs(y).max())):
+        return ""
+    return f"the scores of all {len(y)} datasets are equal, {y[0]:.4g}: there is nothing to compare"
+
+
+def chosen(group: Sequence[Row], predictor: str, subset: str) -> list[Row]:
+    """Return the datasets of an arm that a slope on the predictor is taken over, in order of their cells."""
+    units = datasets(row for row in group if row[predictor] is not None and (subset == "all" or row["level"] > 0))
+    return sorted(units, key=lambda unit: unit["cell"])
+
+
+def columns_of(units: Sequence[Row], predictor: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return predictor and score of each dataset."""
+    return np.array([unit[predictor] for unit in units], np.float64), np.array([unit["value"] for unit in units], np.float64)
+
+
+def weights_of(x: NDArray[np.float64], design: Design, sizes: Sequence[int]) -> NDArray[np.float64]:
+    """Return `(n,)` weights w with which `line_through` is the sum of w y: how much each dataset bears on the slope."""
+    weights, pooled = np.zeros(len(x)), np.asarray(sizes)
+    apart = design.labels if design.kind == "a slope a subset seed" else np.zeros(len(x), np.int64)
+    lines = 0
+    for label in np.unique(apart[design.used]):
+        mine = design.used & (apart == label)
+        free = Others(int(mine.sum()), pooled[mine], None).residuals(x[mine])
+        if (length := float(free @ free)) > 1e-12 * max(1.0, float(x[mine] @ x[mine])):
+            weights[mine] = free / length
+            lines += 1
+    return weights / max(1, lines)
+
+
 def _one_k(group: Sequence[Row]) -> bool:
     """Return whether every level has one k, whatever the size."""
     return all(len({row["k"] for row in rows}) == 1 and rows[0]["k"] is not None for _, rows in grouped(group, ("level",)))
 
 
-def _chosen(group: Sequence[Row], predictor: str, subset: str) -> list[Row]:
-    return single_runs(row for row in group if row[predictor] is not None and (subset == "all" or row["level"] > 0))
-
-
-def _blocks(rows: Sequence[Row]) -> NDArray[np.int64] | None:
-    """Return each run's block: its subset seed and size; None where there is one block."""
-    _, labels = np.unique([(row["subset_seed"], row["size"]) for row in rows], axis=0, return_inverse=True)
-    return labels.ravel() if labels.any() else None
-
-
-def _columns(rows: Sequence[Row], predictor: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.array([row[predictor] for row in rows], np.float64), np.array([row["value"] for row in rows], np.float64)
-
-
-def _slopes(head: Row, group: Sequence[Row], generator: np.random.Generator) -> list[Row]:
-    """Return the rows of one least-squares slope and of its Bayesian ridge, or one row that says why there is none."""
-    used = _chosen(group, head["predictor"], head["subset"])
-    head = {**head, "given": "", "n": len(used), "se_within": within(used)}
-    x, y = _columns(used, head["predictor"])
+def _slopes(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
+    """Return the rows of one slope and of its Bayesian ridge, or one row that says why there is none."""
+    units = chosen(group, head["predictor"], head["subset"])
+    x, y = columns_of(units, head["predictor"])
+    counts = measured.ledger.count(head, of_arm(head))
+    head = {**head, **counts, "given": "", "n": len(units), "runs": runs_of(units), "se_within": within(units)}
     if (levels := len(np.unique(x))) < MIN_LEVELS:
         note = f"a slope needs {MIN_LEVELS} different values of {head['predictor']}, there are {levels}"
         return [{**head, "method": "ols", "note": note}]
-    blocks = _blocks(used)
+    if note := constant(y):
+        return [{**head, "method": "ols", "note": note}]
+    design, sizes = design_of(x, seed_labels(units)), [unit["size"] for unit in units]
+    head = {**head, "design": design.kind, "length_ratio": _length_ratio(units)}
     try:
-        line = ols(x, y, blocks)
+        line = line_through(x, y, design, sizes)
     except ValueError as error:
         return [{**head, "method": "ols", "note": str(error)}]
-    shuffled = permutation_p(x, y, generator, blocks, draws=DRAWS) if head["predictor"] == "level" else None
+    row = {**head, "method": "ols", "note": ONE_SEED if design.kind == "one subset seed" else None}
+    if head["predictor"] == "level":
+        row |= _shuffled(x, y, design, sizes, generator_for(measured.seed, *(head.get(n) for n in ("kind", *FAMILY, "strategy"))))
+        line, row["se_prompts"] = measured.over_prompts(head, line, units, weights_of(x, design, sizes))
     ridge = bayesian_ridge(100 * x, y)  # in per cent, as the paper's lines
     ridge_se = 100 * float(np.sqrt(ridge.covariance[0, 0]))
     return [
-        {**head, "method": "ols", **inference(line), "p_permutation": shuffled},
+        {**row, **inference(line)},
         {**head, "method": "bayesian-ridge", "estimate": 100 * float(ridge.weights[0]), "se": ridge_se},
     ]
 
 
-def _difference(head: Row, first: Sequence[Row], second: Sequence[Row], generator: np.random.Generator) -> Row | None:
-    """Return the difference of two arms' slopes on level, or None where one of them has no slope."""
-    groups = [_chosen(group, "level", head["subset"]) for group in (first, second)]
-    lines, labels = [], []
-    for i, used in enumerate(groups):
-        x, y = _columns(used, "level")
-        blocks = _blocks(used)
-        if len(np.unique(x)) < MIN_LEVELS:
-            return None
-        try:
-            lines.append(ols(x, y, blocks))
-        except ValueError:
-            return None
-        labels.append((np.zeros(len(used), np.int64) if blocks is None else blocks) + i * 1_000_000)
-    both = [*groups[0], *groups[1]]
-    head = {**head, "given": "", "n": len(both), "se_within": within(both)}
-    x, y = _columns(both, "level")
-    own = np.where(np.arange(len(both)) < len(groups[0]), x, 0.0)
-    shuffled = permutation_p(own, y, generator, np.concatenate(labels), covariates=x, draws=DRAWS)
-    return {**head, **inference(slope_difference(*lines)), "sd_between": None, "p_permutation": shuffled}
+def _shuffled(x: NDArray[np.float64], y: NDArray[np.float64], design: Design, sizes: Sequence[int], generator: np.random.Generator) -> Row:
+    """Return p by shuffling levels within seeds, and the smallest that it could be."""
+    blocks, used = blocks_of(design, sizes), design.used
+    p = permutation_p(x[used], y[used], generator, blocks[used], draws=DRAWS)
+    return {"p_permutation": p, "p_smallest": smallest_p(x[used], blocks[used])}
 
 
-def _contrast(head: Row, mine: Sequence[Row], others: Sequence[Row], generator: np.random.Generator) -> Row:
-    mine, others = single_runs(mine), single_runs(others)
-    head = {**head, "given": "", "subset": "all", "n": len(mine) + len(others), "se_within": within([*mine, *others])}
-    if min(len(mine), len(others)) < 2:
-        return {**head, "note": f"a contrast needs 2 runs of each, there are {len(mine)} and {len(others)}"}
-    difference = slope_difference(_mean(mine), _mean(others))
-    _, y = _columns([*mine, *others], "level")
-    is_mine = np.arange(len(y)) < len(mine)
-    return {**head, **inference(difference), "sd_between": None, "p_permutation": permutation_p(is_mine, y, generator, draws=DRAWS)}
+def _length_ratio(units: Sequence[Row]) -> float | None:
+    """Return the mean response length at the highest level over that at the lowest."""
+    known = [unit for unit in units if unit.get("samples") and unit.get("response_tokens") and unit["level"] is not None]
+    if not known:
+        return None
+    ends = [pick(unit["level"] for unit in known) for pick in (min, max)]
+    low, high = ([u["response_tokens"] / u["samples"] for u in known if u["level"] == end] for end in ends)
+    return float(np.mean(high) / np.mean(low)) if ends[0] < ends[1] else None
 
 
-def _mean(rows: Sequence[Row]) -> Slope:
-    """Return a mean as a slope is told: estimate, standard error, degrees of freedom."""
-    values = np.array([row["value"] for row in rows])
-    sd = float(values.std(ddof=1))
-    return Slope(float(values.mean()), sd / float(np.sqrt(len(values))), len(values) - 1, len(values), sd, float(values.mean()))
+def shape_rows(head: Row, group: Sequence[Row]) -> list[Row]:
+    """Return what a line can't say of an arm: the difference of its ends from the means of levels, and p that the means lie on a line."""
+    units = chosen(group, "level", "all")
+    x, y = columns_of(units, "level")
+    if len(np.unique(x)) < MIN_LEVELS or constant(y):
+        return []
+    labels = seed_labels(units)
+    design = design_of(x, labels)
+    blocks = None if design.kind == "independent datasets" else labels
+    head = {**head, "predictor": "level", "subset": "all", "given": "", "n": len(units), "runs": runs_of(units), "design": design.kind}
+    rows = [{**head, "method": "level-means", "level": float(x.max()), **_ends(x, y, design)}]
+    fit = lack_of_fit(x, y, blocks)
+    if np.isfinite(fit.p):
+        rows.append({**head, "kind": "fit", "method": "f-test", "estimate": fit.statistic, "dof": fit.within, "p": fit.p})
+    return rows
+
+
+def _ends(x: NDArray[np.float64], y: NDArray[np.float64], design: Design) -> Row:
+    """Return the mean at the highest level less that at the lowest: by seed where seeds have both, else by Welch."""
+    top, bottom = x == x.max(), x == x.min()
+    if design.kind == "independent datasets":
+        return {**inference(slope_difference(mean_of(y[top]), mean_of(y[bottom]))), "sd_between": None}
+    labels = design.labels
+    both = [label for label in np.unique(labels) if (top & (labels == label)).any() and (bottom & (labels == label)).any()]
+    if not both:
+        return {"estimate": float(y[top].mean() - y[bottom].mean()), "note": "no subset seed has both ends"}
+    return inference(mean_of([y[top & (labels == label)].mean() - y[bottom & (labels == label)].mean() for label in both]))

@@ -15,6 +15,7 @@ from diversity.cell import SIDES, TYPINGS, Cell, GridConfig, expand, trained, ty
 from diversity.config import Config, ConfigError, near_matches, parse
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.regeneration import RegenerateConfig
+from diversity.effects.plan import PlanConfig
 from diversity.judging.config import JudgingConfig
 from diversity.selection.strategies import DIALLED, SelectionConfig, needs, refuse_control
 from diversity.typings.embedders import EmbedderConfig
@@ -120,6 +121,7 @@ class Experiment(Config):
     regenerate: RegenerateConfig | None = None
     judging: JudgingConfig | None = None
     resources: ResourcesConfig = ResourcesConfig()
+    plan: PlanConfig = PlanConfig()
     report: ReportConfig = ReportConfig()
 
     @field_validator("stages")
@@ -145,8 +147,19 @@ class Experiment(Config):
             refuse_control(cell)
         for unit in {typing_parts(typing)[2] for typing in self.typings} - self.tokenizers.keys() - {WORD}:
             check_unit(unit, self.profile.tokenizers)
-        trained(self.cells, self.grid.train)
+        self._check_plan(trained(self.cells, self.grid.train))
         return self
+
+    def _check_plan(self, cells: Sequence[Cell]) -> None:
+        """Refuse a primary effect of an arm that is not trained: it would be missing for ever."""
+        dialled = list(dict.fromkeys((cell.strategy, cell.control) for cell in cells if cell.level is not None))
+        flat = list(dict.fromkeys(cell.strategy for cell in cells if cell.level is None))
+        for i, primary in enumerate(self.plan.primary):
+            if (primary.strategy, primary.control) not in dialled:
+                arms = ", ".join(f"{{strategy: {strategy}, control: {control}}}" for strategy, control in dialled)
+                raise ValueError(f"plan.primary.{i}: no cell of {primary.strategy} with control {primary.control} is trained; {arms} are")
+            if primary.less is not None and primary.less not in flat:
+                raise ValueError(f"plan.primary.{i}.less: no cell of {primary.less} is trained{near_matches(primary.less, flat)}")
 
     @property
     def cells(self) -> list[Cell]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from diversity.effects.schema import MIN_LEVELS, arm_name
 from ray_jobs.report import svg
-from ray_jobs.report.figures import Panel, Row, figure, level_axis
+from ray_jobs.report.figures import Panel, Row, figure
 from ray_jobs.report.score_plots import Score, draw_series, limits_of, score_rows, without_wide_errors
 from ray_jobs.report.svg import CATEGORIES
 
@@ -21,13 +21,13 @@ Arm = tuple[str, str]
 
 
 def arm_panels(results: pa.Table, score: Score) -> list[Panel]:
-    """Return score against level for every strategy and size with two arms or more, one colour an arm, as the paper's Fig. 6.
+    """Return score against coverage for every strategy and size with two arms or more, one colour an arm, as the paper's Fig. 6.
 
     Args:
         results: rows of RESULTS_SCHEMA.
         score: which score.
     """
-    rows = [row for row in without_wide_errors(score_rows(results, score)) if row["level"] is not None]
+    rows = [row for row in without_wide_errors(score_rows(results, score)) if row["level"] is not None and row["coverage"] is not None]
     groups: dict[tuple[str, int], dict[Arm, list[Row]]] = {}
     for row in rows:
         base = row["strategy"].partition("@")[0]
@@ -47,14 +47,14 @@ def _panel(base: str, size: int, arms: dict[Arm, list[Row]], score: Score) -> Pa
 
     def draw(axes: Axes) -> None:
         for i, (arm, found) in enumerate(arms.items()):
-            titles.update(draw_series(axes, found, colours[arm], f"arm-{i}"))
-        axes.set_ylim(*limits_of(everything, "level"))
-        level_axis(axes)
+            titles.update(draw_series(axes, found, colours[arm], f"arm-{i}", "coverage"))
+        axes.set_ylim(*limits_of(everything, "coverage"))
+        axes.set_xlabel("measured coverage of its own types (%)")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel(score.label)
 
     name = f"{base}, {size:,} samples"
-    label = f"{score.label} against level for the arms of {name}"
+    label = f"{score.label} against coverage for the arms of {name}"
     picture = figure(draw, f"arms-{score.evaluator}-{score.metric}-{score.split}-{base}-{size}", label, titles)
     legend = [(arm_name(*arm), svg.VARIABLES[colour]) for arm, colour in colours.items()]
     return Panel(name, picture, legend=legend)

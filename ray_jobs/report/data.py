@@ -73,6 +73,7 @@ class ReportData:
         pairs: samples to look at; empty where no text may be shown.
         types: what the types of each typing are, by their labels; empty where no text may be shown.
         planned: how many cells the grid has, built or not.
+        distinct: `ray_jobs.report.distinct.DISTINCT_SCHEMA`, or None.
     """
 
     experiment: str
@@ -84,6 +85,7 @@ class ReportData:
     results: pa.Table
     effects: pa.Table
     planned: int
+    distinct: pa.Table | None = None
     typings: Sequence[dict[str, Any]] = field(default=())
     curves: Sequence[Curve] = field(default=())
     pairs: Sequence[Pair] = field(default=())

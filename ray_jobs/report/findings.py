@@ -10,7 +10,7 @@ import numpy as np
 
 from diversity.effects.paper import paper_correlations
 from diversity.effects.schema import SCORE, arm_name
-from ray_jobs.report import arms, score_plots
+from ray_jobs.report import arms, dose, score_plots
 from ray_jobs.report.data import ReportData
 from ray_jobs.report.figures import Panel
 from ray_jobs.report.score_plots import Score
@@ -34,12 +34,12 @@ class ScoreSection:
 
     score: Score
     panels: list[Panel]
-    by_coverage: list[Panel]
+    by_level: list[Panel]
     arms: list[Panel]
     slopes: list[Row]
     tables: list[Table]
     correlations: list[Panel]
-    correlation_runs: int
+    correlation_datasets: int
 
 
 def score_section(data: ReportData, score: Score) -> ScoreSection:
@@ -48,16 +48,21 @@ def score_section(data: ReportData, score: Score) -> ScoreSection:
     rows = [row for row in data.effects.to_pylist() if all(row[name] == value for name, value in wanted.items())]
     slopes = [row for row in rows if row["kind"] == "slope" and row["predictor"] == "level" and row["method"] == "ols"]
     without = {_arm(row): row for row in slopes if row["subset"] == "without level 0"}
-    by_coverage = score_plots.score_panels(data.cells, data.results, score, data.coverage, "coverage")
+    by_level = score_plots.score_panels(data.cells, data.results, score, data.coverage)
+    ends, fits = ({_arm(row): row for row in rows if row["kind"] == kind} for kind in ("ends", "fit"))
     return ScoreSection(
         score=score,
-        panels=score_plots.score_panels(data.cells, data.results, score, data.coverage),
-        by_coverage=[panel for panel in by_coverage if not panel.remark],
+        panels=dose.dose_panels(data.cells, data.results, score, data.coverage),
+        by_level=[panel for panel in by_level if not panel.remark],
         arms=arms.arm_panels(data.results, score),
-        slopes=[{**row, "without": without.get(_arm(row))} for row in slopes if row["subset"] == "all"],
+        slopes=[
+            {**row, "without": without.get(_arm(row)), "ends": ends.get(_arm(row)), "fit": fits.get(_arm(row))}
+            for row in slopes
+            if row["subset"] == "all"
+        ],
         tables=[table for make in (_contrasts, _differences, _pooled, _partials, _spread) if (table := make(rows)).rows],
         correlations=score_plots.correlation_panels(data.effects, score, paper_correlations()),
-        correlation_runs=max((row["n"] for row in rows if row["kind"] == "correlation"), default=0),
+        correlation_datasets=max((row["n"] for row in rows if row["kind"] == "correlation"), default=0),
     )
 
 
@@ -82,19 +87,21 @@ def _arm(row: Row) -> tuple[Any, ...]:
 
 
 def _contrasts(rows: Sequence[Row]) -> Table:
-    told = "Runs at the highest level less runs of a strategy without levels, by Welch's test; Holm over strategies."
+    told = "Datasets at the highest level less those of a strategy without levels, by Welch's test; Holm over strategies."
     chosen = [row for row in rows if row["kind"] == "contrast"]
     return _effects("More diverse against the baselines", told, chosen, lambda row: f"{_name(row)} at {row['level']:.0%} − {row['other']}")
 
 
 def _differences(rows: Sequence[Row]) -> Table:
-    told = "Change of the score from level 0 to 1 in one arm less that in another; Holm over the pairs."
+    told = "Change of the score along a line from level 0 to 1 in one arm less that in another; Holm over the pairs."
     chosen = [row for row in rows if row["kind"] == "difference"]
     return _effects("Slopes against each other", told, chosen, lambda row: f"{_name(row)} − {row['other']}")
 
 
 def _pooled(rows: Sequence[Row]) -> Table:
-    told = "Change of the score from none to all of its own types covered, every size and subset seed with an intercept of its own."
+    told = (
+        "Change of the score along a line from none to all of its own types covered: a slope for each subset seed, sizes with intercepts."
+    )
     slopes = [row for row in rows if row["kind"] == "slope" and row["method"] == "ols"]
     chosen = [row for row in slopes if row["size"] is None and row["predictor"] == "coverage"]
     return _effects("All sizes together, on measured coverage", told, chosen, _name)
@@ -102,8 +109,8 @@ def _pooled(rows: Sequence[Row]) -> Table:
 
 def _partials(rows: Sequence[Row]) -> Table:
     told = (
-        "Over the runs of all strategies: what the coverage of one typing does with the other coverages, the length of responses (in "
-        "doublings) and the entropy of sources (in bits) held fixed. They go together, so intervals are wide."
+        "Over the datasets of all strategies: what the coverage of one typing does with the other coverages, the lengths of both sides (in "
+        "doublings), the entropy of sources (in bits) and subset seeds held fixed. They go together, so intervals are wide. Exploratory."
     )
     chosen = [row for row in rows if row["kind"] == "partial"]
     return _effects("Each kind of diversity with the others held fixed", told, chosen, lambda row: row["predictor"].replace("_", " "))
@@ -116,7 +123,7 @@ def _effects(title: str, told: str, rows: Sequence[Row], name: Callable[[Row], s
             interval = f"{signed(row['low'], row['se'])} to {signed(row['high'], row['se'])}"
             tests = [small(row[p]) for p in ("p", "p_permutation", "p_holm")]
             lines.append([name(row), count(row["size"]), str(row["n"]), signed(row["estimate"], row["se"]), interval, *tests])
-    return Table(title, told, ("", "size", "runs", "estimate", "95% interval", "p", "p, shuffled", "p, Holm"), lines)
+    return Table(title, told, ("", "size", "datasets", "estimate", "95% interval", "p", "p, shuffled", "p, Holm"), lines)
 
 
 def _spread(rows: Sequence[Row]) -> Table:
@@ -127,12 +134,13 @@ def _spread(rows: Sequence[Row]) -> Table:
     lines = []
     for (strategy, size, control), found in groups.items():
         figures = [f"{found[name]['estimate']:.2g}" if name in found else "" for name in ("prompts", "training-seed", "subset-seed")]
-        lines.append([arm_name(strategy, control), count(size), str(next(iter(found.values()))["n"]), *figures])
+        first = next(iter(found.values()))
+        lines.append([arm_name(strategy, control), count(size), str(first["n"]), str(first["runs"]), *figures])
     told = (
-        "Within a run: its standard error over the samples of the split. Between: standard deviation of runs on one dataset, and of the "
-        "means of datasets of one level."
+        "Within a run: its standard error over the samples of the split. Between: standard deviation of runs on one dataset, and of "
+        "datasets of one level. The error of an effect comes from the last, whatever the others are."
     )
-    return Table("How far runs scatter", told, ("", "size", "runs", "within", "training seeds", "subset seeds"), lines)
+    return Table("How far runs scatter", told, ("", "size", "datasets", "runs", "within", "training seeds", "datasets of a level"), lines)
 
 
 def _name(row: Row) -> str:

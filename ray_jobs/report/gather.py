@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from diversity.artifact import Artifact, Storage
+from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.cell import SIDES, Cell
 from diversity.datasets.dataset import read
 from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA
 from diversity.metrics import METRICS_SCHEMA
 from ray_jobs.report.data import CELLS_SCHEMA, Pair, TypeList
+from ray_jobs.report.distinct import distinct_table
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Gathered:
         coverage: COVERAGE_SCHEMA.
         sources: SOURCES_SCHEMA.
         results: RESULTS_SCHEMA.
+        distinct: DISTINCT_SCHEMA: how many different datasets stand behind the cells.
         metrics: CELL_METRICS_SCHEMA.
         parents: paths of all artifacts that were read, the parents of whatever is made from the tables.
     """
@@ -45,6 +47,7 @@ class Gathered:
     coverage: pa.Table
     sources: pa.Table
     results: pa.Table
+    distinct: pa.Table
     metrics: pa.Table
     parents: list[str]
 
@@ -84,9 +87,34 @@ def gather(storage: Storage, entries: Mapping[str, Any], cells: Sequence[Cell], 
         ),
         sources=_table(({"cell": c, "source": s, "samples": n} for c in facts for s, n in manifests[c]["sources"].items()), SOURCES_SCHEMA),
         results=_table(results, RESULTS_SCHEMA),
+        distinct=distinct_table(list(facts.values()), lambda row: sample_ids(storage, row)),
         metrics=_table(({**row, "cell": name} for name, (_, rows) in measured for row in rows), CELL_METRICS_SCHEMA),
         parents=[artifact.path for group in (datasets, scores, metrics) for artifact in group.values()],
     )
+
+
+def distinct_of(storage: Storage, datasets: Mapping[Cell, Artifact]) -> pa.Table:
+    """Return how many different datasets stand behind cells and what they share, as DISTINCT_SCHEMA.
+
+    Args:
+        storage: where they lie.
+        datasets: sealed, by cell.
+    """
+    contents = _each(lambda artifact: artifact.manifest.get("content"), datasets.values())
+    rows = [
+        {**cell.describe(), "cell": cell.name, "dataset": artifact.path, "content": content}
+        for (cell, artifact), content in zip(datasets.items(), contents, strict=True)
+    ]
+    return distinct_table(rows, lambda row: sample_ids(storage, row))
+
+
+def sample_ids(storage: Storage, row: Mapping[str, Any]) -> list[str]:
+    """Return the sample ids of the dataset of a row of CELLS_SCHEMA; none where an earlier version sealed it without."""
+    dataset = storage.at(row["dataset"])
+    try:
+        return read(dataset, ["sample_id"])["sample_id"].to_pylist()
+    except (ArtifactError, pa.ArrowInvalid, KeyError):
+        return []
 
 
 def sample_pairs(storage: Storage, cells: pa.Table) -> list[Pair]:
@@ -148,6 +176,7 @@ def _cell_row(cell: Cell, dataset: Artifact, manifest: Mapping[str, Any]) -> dic
         "share": k / types if k is not None and types else None,
         "pool_size": manifest.get("pool_size"),
         "coverage": manifest["coverage"].get(cell.strategy),
+        "content": manifest.get("content"),
         **{f"{side}_length": tokens[f"{side}_tokens"] / samples for side in SIDES},
         "dataset": dataset.path,
     }

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from diversity.effects import verdict
-from diversity.effects.schema import MIN_LEVELS, MIN_RUNS
-from ray_jobs.report import plots, score_plots, svg
+from diversity.effects.schema import MIN_DATASETS, MIN_LEVELS
+from ray_jobs.report import dose, plots, score_plots, svg
 from ray_jobs.report.data import ReportData
+from ray_jobs.report.distinct import distinct_lines
 from ray_jobs.report.figures import Panel, size_colours
 from ray_jobs.report.findings import count, score_section, signed, small
 
@@ -49,7 +50,9 @@ def render(data: ReportData) -> str:
         source_legend=source_legend,
         source_size=source_size,
         min_levels=MIN_LEVELS,
-        min_runs=MIN_RUNS,
+        min_datasets=MIN_DATASETS,
+        distinct=distinct_lines(data.distinct) if data.distinct is not None else [],
+        length_beside=dose.length_beside(data.cells, data.coverage),
         cells_json=_json({"root": ROOT, "columns": _columns(data.results), "rows": cell_rows(data)}),
     )
 

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diversity.cell import TYPINGS
-from diversity.effects import Slope, bayesian_ridge, correlation, holm, ols
+from diversity.effects import Slope, bayesian_ridge, correlation, holm, ols, permutation_p
 from diversity.effects.paper import MODEL, paper_correlations, paper_points, paper_slopes
+from diversity.effects.regression import Fit, lack_of_fit
 from ray_jobs.report import svg
 from ray_jobs.report.figures import Panel, figure, level_axis, size_colours
 from ray_jobs.report.page import page_parts
@@ -47,6 +48,16 @@ def slope_of(rows: list[dict[str, Any]], *, without_level_0: bool = False) -> Sl
     columns = ([row[name] for row in used] for name in ("level", "value", "size"))
     x, y, sizes = columns
     return ols(x, y, groups=sizes)
+
+
+def fit_of(rows: list[dict[str, Any]]) -> Fit:
+    """Return the test of lack of fit of that line: sizes are the repeats of a level."""
+    return lack_of_fit(*([row[name] for row in rows] for name in ("level", "value", "size")))
+
+
+def shuffled(rows: list[dict[str, Any]]) -> float:
+    """Return p of a series by all orders of its points, which are few enough to count."""
+    return permutation_p([row["level"] for row in rows], [row["value"] for row in rows], np.random.default_rng(0))
 
 
 @dataclass(frozen=True)
@@ -161,16 +172,20 @@ def _draw(axes: Axes, strategy: str, colours: dict[int, str]) -> dict[str, list[
 def page() -> str:
     """Return the page: the picture, the slopes beside the published ones, and what a careful reading adds."""
     pooled = {strategy: (slope_of(points(strategy)), slope_of(points(strategy), without_level_0=True)) for strategy in TYPINGS}
+    series = series_rows()
     adjusted = dict(zip(pooled, holm([slopes[0].p for slopes in pooled.values()]), strict=True))
     free = [row for row in points("response-micro") if row["size"] == 10000]
     controlled = slope_of(points("response-micro", "length-window"))
     x, y = [row["level_percent"] for row in free], [row["value"] for row in free]
     length = correlation([row["mean_length"] for row in free], y, bootstraps=2000, generator=np.random.default_rng(0))
-    checked = [row for row in series_rows() if not row.remark]
+    checked = [row for row in series if not row.remark]
     return page_parts("paper.html.j2").render(
         panels=panels(),
         ablations=ablations(),
-        series=series_rows(),
+        series=series,
+        family=holm([row.slope.p for row in series]),
+        fits={strategy: fit_of(points(strategy)) for strategy in TYPINGS},
+        orders={size: shuffled([row for row in points("response-micro") if row["size"] == size]) for size in (10000, 20000, 30000)},
         checked=len(checked),
         worst=max(abs(row.slope.estimate - row.published) for row in checked),
         pooled=pooled,

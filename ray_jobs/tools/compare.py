@@ -68,11 +68,11 @@ def _small(p: float) -> str:
 
 def cell_lines(compared: ComparedCells, list_all: bool = False) -> list[str]:
     """Return what is said of the cells that both have."""
-    lines = [f"{len(compared.cells)} cells are scored in both."]
+    lines = [f"{len(compared.cells)} datasets are scored in both, of {compared.seeds} sets of subset seeds that share none."]
     if compared.difference is not None:
-        lines.append(f"Mean of B less A over cells: {told(compared.difference)}.")
+        lines.append(f"Mean of B less A over seeds: {told(compared.difference)}.")
     if compared.correlation == compared.correlation:
-        lines.append(f"Correlation of A's scores with B's over cells: {compared.correlation:.2f}.")
+        lines.append(f"Correlation of A's scores with B's over datasets: {compared.correlation:.2f}.")
     if list_all and compared.cells:
         lines += ["", *columns([["cell", "A", "B"], *([cell, f"{a:.5g}", f"{b:.5g}"] for cell, a, b in compared.cells)])]
     return lines
@@ -84,7 +84,7 @@ def told(difference: Slope) -> str:
     if low != low:
         return f"{difference.estimate:+.4g}"
     text = f"{difference.estimate:+.4g} (95% interval {low:+.4g} to {high:+.4g})"
-    return text if not low <= 0 <= high else f"{text}: none is shown, one larger than {max(abs(low), abs(high)):.4g} is excluded"
+    return text if not low <= 0 <= high else f"{text}: none is shown"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

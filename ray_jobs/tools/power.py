@@ -1,10 +1,10 @@
 """What a planned grid can see, from a pilot's scatter: `sft-diversity power RESULTS… [--levels 7] [--seeds 1 2 3] [--change X]`.
 
     sft-diversity power runs/experiments/pilot --levels 0,0.5,1 --seeds 3 5 10 --change 0.02
-    sft-diversity power --sigma 0.012 --levels 7
+    sft-diversity power --sigma 0.012 --levels 7 --own-seeds
 
-Prints how far the pilot's runs of one arm and level lie apart, the smallest change from level 0 to 1 that each number of seeds finds, and
-how many seeds a wanted change needs. Two-sided tests; needs no cluster.
+Prints how far the pilot's datasets of one arm and level lie apart, the smallest change from level 0 to 1 that each number of subset seeds
+finds, and how many a wanted change needs. Simulated by the rule that the verdict goes by; needs no cluster.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import argparse
 from collections.abc import Sequence
 from fractions import Fraction
 
-import numpy as np
-
 from diversity.cell import GridConfig
 from diversity.config import ConfigError, parse
-from diversity.effects.power import Scatter, detectable_change, scatter, seeds_needed
+from diversity.effects.power import Planned, PlannedContrast, PlannedSlope, Scatter, Simulation, scatter, seeds_needed
 from ray_jobs.job.runtime import tool
 from ray_jobs.tools.compare import columns
-from ray_jobs.tools.results_files import TARGET_HELP, one_score, read_scored
+from ray_jobs.tools.results_files import TARGET_HELP, one_score, overlap_lines, read_scored
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="sft-diversity power", description="What a planned grid can see.")
     parser.add_argument("results", nargs="*", metavar="RESULTS", help=f"of pilots with one score: {TARGET_HELP}")
-    parser.add_argument("--sigma", type=float, help="standard deviation of one run given its level, in place of a pilot's")
+    parser.add_argument("--sigma", type=float, help="standard deviation of a new dataset's score given its level, in place of a pilot's")
     parser.add_argument("--score", metavar="EVALUATOR/SPLIT/METRIC", help="default: the primary one, else the first")
     parser.add_argument("--levels", default="7", help="planned: a number of levels, or fractions such as 0,0.5,1 (repeats count)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8], help="runs of each level, for the table")
-    parser.add_argument("--strategies", type=int, default=6, help="tested together, for Holm's first step")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 6, 8, 10], help="subset seeds, for the table")
+    parser.add_argument("--own-seeds", action="store_true", help="every level has subset seeds of its own (grid.level_seeds: own)")
+    parser.add_argument("--random", type=int, help="datasets of a strategy without a level; default: as many as at the highest level")
+    parser.add_argument("--tests", type=int, default=6, help="effects tested together by Holm: the plan's primary ones, or the strategies")
     parser.add_argument("--change", type=float, help="the change from level 0 to 1 that must be found: how many seeds does it need?")
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--power", type=float, default=0.8)
@@ -50,11 +50,9 @@ def _lines(given: argparse.Namespace) -> list[str]:
     levels = planned_levels(given.levels)
     lines, found = _pilot(given)
     sigma = found.sd if found else given.sigma
-    lines += [
-        "",
-        f"Planned: levels {' '.join(f'{level:.3g}' for level in levels)}; power {given.power:.0%}, two-sided alpha {given.alpha:g}",
-    ]
-    lines += ["", *table(levels, given.seeds, sigma, given.alpha, given.power, given.strategies)]
+    told = f"{'subset seeds of its own for each level' if given.own_seeds else 'the same subset seeds at every level'}"
+    lines += ["", f"Planned: levels {' '.join(f'{level:.3g}' for level in levels)}, {told}; power {given.power:.0%}, alpha {given.alpha:g}"]
+    lines += ["", *table(levels, given, sigma)]
     if found:
         low, high = found.interval()
         lines += [
@@ -86,11 +84,12 @@ def _pilot(given: argparse.Namespace) -> tuple[list[str], Scatter | None]:
     low, high = result.interval()
     spread = f"{result.sd:.4g} (95% interval {low:.4g} to {high:.4g}, {result.dof} degrees of freedom)"
     if not result.sd > 0:
-        raise ConfigError(f"{name}: runs of one level have equal scores, so they tell nothing of how far runs scatter")
+        raise ConfigError(f"{name}: datasets of one level have equal scores, so they tell nothing of how far datasets scatter")
     return [
         f"{score}, {len({row['run'] for row in rows})} runs",
-        f"sigma, of one run given its arm and level: {spread}",
-        result.basis,
+        f"sigma, of a new dataset given its arm and level: {spread}",
+        f"from {result.basis}",
+        *(line for target in given.results for line in overlap_lines(target)),
     ], result
 
 
@@ -111,18 +110,44 @@ def planned_levels(text: str) -> list[float]:
     return levels
 
 
-def table(levels: Sequence[float], seeds: Sequence[int], sigma: float, alpha: float, power: float, strategies: int) -> list[str]:
-    """Return the table of detectable changes by number of seeds."""
-    rows = [["seeds", "runs a strategy", "detectable change", "in sigma", "slope against slope", f"first of {strategies} by Holm"]]
-    for count in seeds:
-        design, blocks = np.tile(levels, count), count if len(set(levels)) == len(levels) else 1
-        if len(design) < 2 + blocks:
-            rows.append([str(count), str(len(design)), "too few runs for a slope", "", "", ""])
-            continue
-        change = detectable_change(design, sigma, alpha, power, blocks)
-        strict = detectable_change(design, sigma, alpha / strategies, power, blocks)
-        rows.append([str(count), str(len(design)), f"{change:.4g}", f"{change / sigma:.2f}", f"{np.sqrt(2) * change:.4g}", f"{strict:.4g}"])
-    return columns(rows)
+def table(levels: Sequence[float], given: argparse.Namespace, sigma: float) -> list[str]:
+    """Return the table of detectable changes by number of subset seeds; what a design can't show is said in its place."""
+    among = f"among {given.tests} by Holm"
+    rows = [["seeds", "datasets", "detectable change", "in sigma", among, "highest less random", "among them"]]
+    notes = []
+    for count in given.seeds:
+        slope = PlannedSlope.of(levels, count, given.own_seeds)
+        top = sum(level == max(levels) for level in slope.levels)
+        contrast = PlannedContrast(top, given.random or top)
+        cells = [_detectable(slope, given, sigma, tests) for tests in (1, given.tests)]
+        of_contrast = [_detectable(contrast, given, sigma, tests) for tests in (1, given.tests)]
+        in_sigma = f"{cells[0] / sigma:.2f}" if cells[0] < float("inf") else "none"
+        rows.append([str(count), str(len(slope.levels)), _told(cells[0]), in_sigma, _told(cells[1]), *map(_told, of_contrast)])
+        notes += [
+            note
+            for planned, what in ((slope, "a slope"), (contrast, "the contrast"))
+            if (note := why_not(planned, what, count, given.alpha))
+        ]
+    return [*columns(rows), *([""] if notes else []), *notes]
+
+
+def why_not(planned: Planned, what: str, seeds: int, alpha: float) -> str:
+    """Return why a design can show nothing whatever the effect, "" where it can."""
+    head = f"{seeds} {'seed' if seeds == 1 else 'seeds'}: {what} will be not known whatever the effect"
+    if isinstance(planned, PlannedSlope) and planned.design.kind == "one subset seed":
+        return f"{head}: one subset seed at all levels (--own-seeds gives each level its own)"
+    least = planned.smallest_p
+    if least is not None and least >= alpha:
+        return f"{head}: {len(planned.unit)} datasets allow p ≥ {least:.2g} by shuffling"
+    return ""
+
+
+def _detectable(planned: Planned, given: argparse.Namespace, sigma: float, tests: int) -> float:
+    return sigma * Simulation(planned, tests, given.alpha).detectable(given.power)
+
+
+def _told(change: float) -> str:
+    return f"{change:.4g}" if change < float("inf") else "none"
 
 
 def _needed(levels: Sequence[float], given: argparse.Namespace, sigma: float, found: Scatter | None) -> list[str]:
@@ -130,10 +155,10 @@ def _needed(levels: Sequence[float], given: argparse.Namespace, sigma: float, fo
     lines = []
     for what, value in cases:
         try:
-            seeds = seeds_needed(given.change, levels, value, given.alpha, given.power, blocked=len(set(levels)) == len(levels))
+            seeds = seeds_needed(given.change / value, levels, given.own_seeds, 1, given.alpha, given.power)
         except ValueError as error:
             raise ConfigError(f"--change {given.change:g}: {error}") from None
-        lines.append(f"A change of {given.change:g} needs {seeds} seeds, {seeds * len(levels)} runs a strategy{what}.")
+        lines.append(f"A change of {given.change:g} needs {seeds} seeds, {seeds * len(levels)} datasets a strategy{what}.")
     return lines
 
 

@@ -19,6 +19,7 @@ from diversity.effects import EFFECTS_SCHEMA, RESULTS_SCHEMA
 from ray_jobs import analyze
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context, main
+from ray_jobs.tasks.planned import seal_plan
 from tests.ray_jobs import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +126,7 @@ def test_partial_scores_from_seals_to_the_report(tmp_path, capsys):
     slopes = [row for row in effects.to_pylist() if row["kind"] == "slope" and row["estimate"] is not None and row["predictor"] == "level"]
     assert {row["strategy"] for row in slopes} == {"response-micro"}
     notes = {row["note"] for row in effects.to_pylist() if row["kind"] == "correlation"}
-    assert notes == {"a correlation needs 7 runs, there are 4"}
+    assert notes == {f"a correlation needs {n} datasets, there are 4" for n in (7, 8)}  # length held takes one more
     page = page_of(context)
     assert page.index("Nothing was measured here.") < page.index("<h1>")
     assert page.count(">not trained<") == 2 * 5  # five strategies, under each of two scores
@@ -154,8 +155,22 @@ def test_the_verdict_is_printed_and_sealed(tmp_path, capsys):
     build(context, {cell.name for cell in context.experiment.cells})
     analyze.run(context)
     told, sealed = capsys.readouterr().out.splitlines(), context.index.get("results").manifest["verdict"]
-    assert [line.split(": ")[0] for line in sealed] == ["response-micro, 1,000 samples"] * 2 + ["best of 1,000 samples"]
+    assert [line.split(": ")[0] for line in sealed] == [
+        "response-micro, 1,000 samples (exploratory)",
+        "response-micro, 1,000 samples",
+        "best of 1,000 samples",
+    ]
     assert all(line in told for line in sealed)
+
+
+def test_what_is_missing_of_the_plan_is_an_interim_look(tmp_path, capsys):
+    context = context_of(tmp_path, FEW)
+    build(context, SCORED)
+    seal_plan(context, 0)
+    analyze.run(context)
+    told = capsys.readouterr().out
+    assert "Nothing can be said: this is an interim look at 3 of 7 planned runs" in told
+    assert "sealed before the first run was scored" in page_of(context)
 
 
 def test_links_lead_from_the_page_to_the_dataset(tmp_path):

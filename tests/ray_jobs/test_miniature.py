@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diversity.config import ConfigError
-from diversity.effects import detectable_change
+from diversity.effects.power import PlannedSlope, Simulation, what_can_not_be_shown
 from ray_jobs.build_datasets import together
 from ray_jobs.job.experiment import load_experiment
+from ray_jobs.tasks.planned import planned_runs
 
 CONFIG = Path(__file__).resolve().parents[2] / "ray_jobs" / "configs" / "miniature.yaml"
 GIVEN = ["corpus.paths=[data.parquet]", "evaluation.heldout.out.paths=[prompts.jsonl]"]
@@ -49,10 +51,19 @@ def test_levels_are_planned_once_for_a_strategy_and_control():
     assert all(len({(cell.strategy, cell.control) for cell in group}) == 1 for group in groups)
 
 
-def test_it_sees_an_effect_of_the_size_that_it_was_planned_for():
-    """The primary arm: METHOD's table has 1.33 sigma for 10 runs at each end, to which the middle adds degrees of freedom alone."""
-    levels = [level for level, count in RUNS["response-micro", "none"].items() for _ in range(count)]
-    assert detectable_change(levels) == pytest.approx(1.31, abs=0.02)
+def test_its_plan_names_the_two_primary_effects_before_anything_is_trained():
+    experiment = load()
+    assert [(one.strategy, one.less) for one in experiment.plan.primary] == [("response-micro", None), ("response-micro", "random")]
+    assert experiment.plan.margin == 0.01 and what_can_not_be_shown(planned_runs(experiment).to_pylist()) == []
+
+
+def test_power_of_the_main_slope_is_what_the_page_says():
+    """By the whole rule, 25 datasets in ten subset seeds find 1.47 standard deviations of a dataset."""
+    experiment = load()
+    cells = [cell for cell in experiment.trained_cells if (cell.strategy, cell.control) == ("response-micro", "none")]
+    planned = PlannedSlope(np.array([float(cell.level) for cell in cells]), np.array([cell.subset_seed for cell in cells]))
+    simulation = Simulation(planned, simulations=1000)
+    assert simulation.power(1.47) == pytest.approx(0.8, abs=0.04) and len(cells) == 25
 
 
 def test_its_other_arms_are_overrides():

@@ -69,8 +69,7 @@ def test_every_run_meets_the_random_runs_of_its_arm_and_never_itself(sealed: Any
         assert row["value"] == pytest.approx(literal(cell, [name for name in randoms if name != cell], split))
         assert row["higher_is_better"] and not row["primary"] and row["n"] == 12 and row["training_seed"] == 0
     assert plain[randoms[0], "in"]["value"] + plain[randoms[1], "in"]["value"] == pytest.approx(1)
-    controlled = [row for row in rows if row["metric"] == "win_rate_length_controlled"]
-    assert len(controlled) == len(plain)
+    assert {row["metric"] for row in rows if row["evaluator"] == "likelihood_win_rate"} == {"win_rate"}
     where = [row["cell"] for row in rows]
     assert all(where.index(cell) + where.count(cell) - 1 == len(where) - 1 - where[::-1].index(cell) for cell in set(where))  # together
 

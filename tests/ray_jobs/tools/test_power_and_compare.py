@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from diversity.artifact import Storage
-from diversity.effects import detectable_change, ols, seeds_needed
+from diversity.effects import holm, ols, slope_difference
 from diversity.effects.comparing import compare_arms, compare_cells
-from diversity.effects.power import scatter
+from diversity.effects.ledger import Ledger
+from diversity.effects.power import PlannedContrast, PlannedSlope, Simulation, _holm, scatter, seeds_needed, what_can_not_be_shown
+from diversity.effects.regression import mean_of
+from diversity.effects.slopes import Measured, slope_rows
 from ray_jobs.tools import compare, power
 from tests.diversity.effects.results import LEVELS, noisy, result, table
 
@@ -31,22 +34,36 @@ def seal(storage, name, rows):
     return folder
 
 
-# ---- how far runs scatter
+# ---- how far datasets scatter
 
 
 def test_scatter_from_repeats_and_from_residuals():
     generator = np.random.default_rng(1)
     rows = noisy({"response-micro": -1, "response-meso": 2}, generator, seeds=100, sd=0.2)
     found = scatter(rows)
-    assert found.sd == pytest.approx(0.2, rel=0.06) and found.dof == 2 * 7 * 99 and found.basis.startswith("repeats: 14 cells")
+    assert found.sd == pytest.approx(0.2, rel=0.06) and found.dof == 2 * 7 * 99 and found.basis.startswith("14 cells of an arm and level")
     low, high = found.interval()
     assert low < found.sd < high
     once = [row for row in rows if row["subset_seed"] == 0]
     residuals = scatter(once)
     lines = [ols([r["level"] for r in mine], [r["value"] for r in mine]) for mine in (once[:7], once[7:])]
     assert residuals.dof == 10 and residuals.sd == pytest.approx(np.sqrt(np.mean([line.residual_sd**2 for line in lines])))
-    with pytest.raises(ValueError, match="no level has two runs"):
+    with pytest.raises(ValueError, match="no level has two datasets"):
         scatter(once[:2])
+
+
+def test_training_seeds_are_not_told_as_the_scatter_of_datasets():
+    """Runs of one dataset agree to 0.01, datasets to 1: a new dataset is what a plan is about."""
+    generator = np.random.default_rng(9)
+    rows = []
+    for row in noisy({"response-micro": 0}, generator, seeds=40, sd=1.0, levels=(0.5,)):
+        rows += [
+            {**row, "run": f"{row['run']} {t}", "training_seed": t, "value": row["value"] + generator.normal(0, 0.01)} for t in range(3)
+        ]
+    found = scatter(rows)
+    assert found.sd == pytest.approx(1, rel=0.3) and found.dof == 39 and "each the mean of 3 training runs" in found.basis
+    with pytest.raises(ValueError, match="no level has two datasets"):
+        scatter(rows[:3])
 
 
 def test_the_interval_of_sigma_covers_it():
@@ -58,18 +75,77 @@ def test_the_interval_of_sigma_covers_it():
     assert inside / 300 == pytest.approx(0.95, abs=0.04)
 
 
-def test_blocks_cost_degrees_of_freedom_as_in_the_analysis():
-    """A planned change is found as often as promised when every subset seed has an intercept of its own."""
-    generator, seeds = np.random.default_rng(3), 3
-    x = np.tile(LEVELS, seeds)
-    change = detectable_change(x, 0.5, blocks=seeds)
-    assert change > detectable_change(x, 0.5)
-    for wanted in (1.0, 2.0):
-        needed = seeds_needed(wanted, LEVELS, blocked=True)
-        assert detectable_change(LEVELS * needed, blocks=needed) <= wanted < detectable_change(LEVELS * (needed - 1), blocks=needed - 1)
-    blocks = np.repeat(range(seeds), 7)
-    found = np.mean([ols(x, change * x + generator.normal(0, 0.5, 21), blocks).p < 0.05 for _ in range(1500)])
-    assert found == pytest.approx(0.8, abs=0.035)
+# ---- the whole rule, simulated
+
+
+def rows_of(planned, y):
+    pairs = zip(planned.levels, planned.seeds, y, strict=True)
+    return [result("response-micro", float(x), float(v), seed=int(s), higher=True) for x, s, v in pairs]
+
+
+@pytest.mark.parametrize(("levels", "seeds", "own"), [((0, 0.5, 1), 3, False), ((0, 0, 0.5, 1, 1), 2, False), ((0, 0.5, 1), 2, True)])
+def test_many_simulations_at_once_are_the_analysis_of_each(levels, seeds, own):
+    planned = PlannedSlope.of(levels, seeds, own)
+    y = np.random.default_rng(5).normal(size=(len(planned.levels), 4)) + 2 * planned.levels[:, None]
+    t, shuffled = planned.t_p(y), planned.shuffle_p(y)
+    for i in range(4):
+        rows = rows_of(planned, y[:, i])
+        (row,) = [r for r in slope_rows(rows, Measured(Ledger(table(rows)), predictors=("level",))) if r.get("p") and r["subset"] == "all"][
+            :1
+        ]
+        assert (row["p"], row["p_permutation"], row["p_smallest"]) == pytest.approx((t[i], shuffled[i], planned.smallest_p))
+
+
+def test_a_contrast_is_simulated_as_it_is_analysed():
+    for top, others in ((2, 6), (4, 4)):
+        y = np.random.default_rng(6).normal(size=(top + others, 3))
+        found = PlannedContrast(top, others).t_p(y)
+        alone = [slope_difference(mean_of(column[:top]), mean_of(column[top:])).p for column in y.T]
+        assert found == pytest.approx(alone)
+
+
+def test_holm_among_others_is_that_of_holm():
+    generator = np.random.default_rng(7)
+    others, p = np.sort(generator.random((4, 50)), axis=0), generator.random(50) ** 3
+    assert _holm(p, others) == pytest.approx([holm([p[i], *others[:, i]])[0] for i in range(50)])
+    assert _holm(p, np.empty((0, 50))) == pytest.approx(p)
+
+
+def test_power_of_designs_that_can_show_nothing_is_0():
+    assert Simulation(PlannedSlope.of((0, 0.5, 1), 2)).power(50) == 0  # 36 orders
+    assert Simulation(PlannedSlope.of(LEVELS, 1)).power(50) == 0  # one subset seed
+    assert Simulation(PlannedContrast(3, 3)).power(50) == 0
+    assert Simulation(PlannedSlope.of((0, 0.5, 1), 2)).detectable() == float("inf")
+
+
+def test_power_rises_with_the_change_and_is_the_noncentral_t_where_that_holds():
+    """Seven datasets drawn apart, far from few orders: Student's t decides, with 3.96 sigma at 80% (METHOD 5)."""
+    from scipy import stats
+
+    simulation = Simulation(PlannedSlope.of(LEVELS, 3, own=True), simulations=1000)
+    spread = float(np.sum((np.tile(LEVELS, 3) - 0.5) ** 2))
+    exact = stats.nct.sf(stats.t.ppf(0.975, 19), 19, 2 * spread**0.5)
+    assert simulation.power(2) == pytest.approx(exact, abs=0.04)
+    assert simulation.power(0) < 0.08 < simulation.power(1) < simulation.power(2) < simulation.power(4)
+    assert simulation.power(simulation.detectable()) == pytest.approx(0.8, abs=0.02)
+
+
+def test_seeds_needed_is_the_smallest_number():
+    seeds = seeds_needed(2.0, (0, 0.5, 1))
+    assert [Simulation(PlannedSlope.of((0, 0.5, 1), n), simulations=1000).power(2.0) >= 0.8 for n in (seeds - 1, seeds)] == [False, True]
+    with pytest.raises(ValueError, match="needs more than"):
+        seeds_needed(0.001, (0, 0.5, 1))
+
+
+def test_designs_are_warned_about_before_anything_is_trained():
+    def planned(levels, seeds, control="none"):
+        return [{"strategy": "response-micro", "size": 1, "control": control, "level": x, "subset_seed": s} for x in levels for s in seeds]
+
+    (one,) = what_can_not_be_shown(planned(LEVELS, [0]))
+    assert "one subset seed" in one and "grid.level_seeds=own" in one
+    (two,) = what_can_not_be_shown([*planned((0, 0.5, 1), [0, 1]), *planned((0, 0.5, 1), range(5), "tokens")])
+    assert "6 datasets allow p ≥ 0.056" in two
+    assert what_can_not_be_shown(planned((0, 1), [0])) == []  # no slope is asked of two levels
 
 
 # ---- the tool
@@ -78,15 +154,16 @@ def test_blocks_cost_degrees_of_freedom_as_in_the_analysis():
 def test_power_reads_a_pilot_and_plans(tmp_path, capsys):
     rows = noisy({"response-micro": -1}, np.random.default_rng(4), seeds=20, sd=0.2, levels=(0.5,))
     folder = seal(tmp_path, "pilot", rows)
-    assert power.main([str(folder), "--levels", "7", "--seeds", "1", "3", "--change", "0.5"]) == 0
+    assert power.main([str(folder), "--levels", "0,0.5,1", "--seeds", "2", "5", "--change", "0.5"]) == 0
     told = capsys.readouterr().out
     sigma = scatter(rows)
-    assert f"sigma, of one run given its arm and level: {sigma.sd:.4g} (95% interval" in told and "nll/out/nll, 20 runs" in told
-    (line,) = [line.split() for line in told.splitlines() if line.split()[:2] == ["1", "7"]]
-    assert float(line[2]) == pytest.approx(detectable_change(LEVELS, sigma.sd), rel=1e-3) and line[3] == "3.96"
-    assert float(line[4]) == pytest.approx(2**0.5 * float(line[2]), rel=1e-3) and float(line[5]) > float(line[2])
+    assert f"sigma, of a new dataset given its arm and level: {sigma.sd:.4g} (95% interval" in told and "nll/out/nll, 20 runs" in told
+    lines = {line.split()[0]: line.split() for line in told.splitlines() if line.split()[1:2] in (["6"], ["15"])}
+    assert lines["2"][2] == "none" and float(lines["5"][2]) == pytest.approx(float(lines["5"][3]) * sigma.sd, rel=0.01)
+    assert float(lines["5"][4]) > float(lines["5"][2])
+    assert "2 seeds: a slope will be not known whatever the effect: 6 datasets allow p ≥ 0.056 by shuffling" in told
     assert told.count("A change of 0.5 needs") == 2
-    assert power.main([str(tmp_path / "results" / "r-pilot" / "results.parquet")]) == 0
+    assert power.main([str(tmp_path / "results" / "r-pilot" / "results.parquet"), "--seeds", "3"]) == 0
 
 
 def test_two_pilots_are_pooled_within_themselves(tmp_path, capsys):
@@ -95,14 +172,14 @@ def test_two_pilots_are_pooled_within_themselves(tmp_path, capsys):
     pilots = [noisy({"response-micro": 0}, generator, seeds=8, sd=0.1, levels=(0.5,)) for _ in range(2)]
     pilots[1] = [{**row, "value": row["value"] + 50} for row in pilots[1]]
     folders = [str(seal(tmp_path, name, rows)) for name, rows in zip("ab", pilots)]
-    assert power.main(folders) == 0
+    assert power.main([*folders, "--seeds", "3"]) == 0
     assert "16 runs" in (told := capsys.readouterr().out) and "14 degrees of freedom" in told
 
 
 def test_power_without_a_pilot(capsys):
-    assert power.main(["--sigma", "1", "--levels", "0,1", "--seeds", "1", "5", "--change", "1.33"]) == 0
+    assert power.main(["--sigma", "1", "--levels", "0,0.5,1", "--seeds", "1", "4", "--own-seeds"]) == 0
     told = capsys.readouterr().out
-    assert "too few runs for a slope" in told and "A change of 1.33 needs 11 seeds, 22 runs a strategy." in told
+    assert "subset seeds of its own for each level" in told and "3 datasets allow p ≥ 0.33" in told
 
 
 @pytest.mark.parametrize(
@@ -112,7 +189,7 @@ def test_power_without_a_pilot(capsys):
         (["--sigma", "0"], "above 0"),
         (["--sigma", "1", "--levels", "1,1"], "two different fractions"),
         (["--sigma", "1", "--levels", "many"], "--levels many"),
-        (["--sigma", "1", "--change", "0"], "--change 0"),
+        (["--sigma", "1", "--levels", "0,0.5,1", "--seeds", "3", "--change", "0"], "--change 0"),
         (["/nowhere/at/all"], "no /nowhere/at/all/results.parquet"),
     ],
 )
@@ -131,15 +208,16 @@ def test_slopes_of_two_experiments(tmp_path, capsys):
     second = [{**row, "value": row["value"] + 1 + 0.5 * row["level"], "run": "b" + row["run"]} for row in first]
     arms = {arm.strategy: arm for arm in compare_arms(first, second)}
     assert arms["response-micro"].difference.estimate == pytest.approx(0.5)
-    mine = [row for row in first if row["strategy"] == "response-micro"]
-    alone = ols([r["level"] for r in mine], [r["value"] for r in mine], [r["subset_seed"] for r in mine])
-    assert arms["response-micro"].first.se == pytest.approx(alone.se)
+    mine = [[r for r in first if (r["strategy"], r["subset_seed"]) == ("response-micro", seed)] for seed in range(3)]
+    alone = [ols([r["level"] for r in seed], [r["value"] for r in seed]).estimate for seed in mine]
+    assert arms["response-micro"].first.se == pytest.approx(np.std(alone, ddof=1) / 3**0.5)
+    assert arms["response-micro"].paired and arms["response-micro"].difference.se < 1e-9  # seed by seed nothing differs but 0.5
     cells = compare_cells(first, second)
-    assert len(cells.cells) == 42 and cells.difference.estimate == pytest.approx(1.25)
+    assert len(cells.cells) == 42 and cells.seeds == 3 and cells.difference.estimate == pytest.approx(1.25)
     a, b = seal(tmp_path, "one", first), seal(tmp_path, "two", second[:21])
     assert compare.main([str(a), str(b), "--cells"]) == 0
     told = capsys.readouterr().out
-    assert "A: one\nB: two\nscore: nll/out/nll (lower is better)" in told and "21 cells are scored in both" in told
+    assert "A: one\nB: two\nscore: nll/out/nll (lower is better)" in told and "21 datasets are scored in both" in told
     assert sum(line.startswith("response-micro_n1000_l") for line in told.splitlines()) == 21 and "response-meso" not in told
 
 
@@ -149,8 +227,25 @@ def test_cells_are_pairs_and_nothing_is_claimed_that_is_not_shown():
     found = compare_cells(rows, moved)
     assert found.difference.se == pytest.approx(np.std([0.1, -0.1, 0.05], ddof=1) / 3**0.5) and found.correlation > 0.99
     low, high = found.difference.interval()
-    assert f"one larger than {max(-low, high):.4g} is excluded" in compare.told(found.difference)
+    assert "none is shown" in compare.told(found.difference) and low < 0 < high
     assert compare_cells(rows[:1], moved[:1]).difference is None and compare_cells(rows, []).cells == []
+
+
+def test_cells_of_one_dataset_are_one_and_seeds_are_the_unit():
+    """Ten subset seeds with one dataset at level 1 are a single one there, and its seeds are connected: nothing independent is left."""
+    rows = [result("response-micro", x, x + 0.1 * s, seed=s, run="one" if x == 1 else None) for x in (0, 0.5, 1) for s in range(10)]
+    rows = [{**row, "value": 1.0} if row["run"] == "one" else row for row in rows]
+    second = [{**row, "value": row["value"] + 0.3} for row in rows]
+    found = compare_cells(rows, second)
+    assert len(found.cells) == 21 and found.seeds == 1 and found.difference is None
+    free = [row for row in rows if row["level"] < 1]
+    assert compare_cells(free, [row for row in second if row["level"] < 1]).seeds == 10
+
+
+def test_a_seed_with_one_level_does_not_end_the_comparison():
+    own = [result("response-micro", x, x + 0.1 * s, seed=10 * j + s) for j, x in enumerate((0, 0.5, 1)) for s in range(3)]
+    (arm,) = compare_arms(own, [{**row, "value": 2 * row["value"], "run": "b" + row["run"]} for row in own])
+    assert not arm.paired and arm.difference.estimate == pytest.approx(1) and arm.difference.dof > 3
 
 
 def test_the_page_of_two_experiments(tmp_path, capsys):
@@ -178,7 +273,7 @@ def test_scores_that_are_not_shared_are_named(tmp_path, capsys):
 def test_they_run_as_commands(tmp_path):
     folder = seal(tmp_path, "one", noisy({"response-micro": -1}, np.random.default_rng(7)))
     for tool, targets in (("power", [folder]), ("compare", [folder, folder])):
-        command = [sys.executable, "-m", "ray_jobs", tool, *map(str, targets)]
+        command = [sys.executable, "-m", "ray_jobs", tool, *map(str, targets), *(["--seeds", "3"] if tool == "power" else [])]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "nll/out/nll" in done.stdout

@@ -1,0 +1,65 @@
+"""What was planned, what came, what diverged: an effect that rests on a part of its runs says so; what is missing may be what tells."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diversity.effects.schema import SCORE, Row, is_finite
+
+Key = tuple[Any, ...]
+
+
+class Ledger:
+    """The runs of an experiment by what became of them, one for each cell and training seed.
+
+    Args:
+        results: rows of RESULTS_SCHEMA, finite or not.
+        planned: rows of PLANNED_SCHEMA; None takes the runs that results have, so that none is missing.
+    """
+
+    def __init__(self, results: pa.Table, planned: pa.Table | None = None) -> None:
+        rows = [row for row in results.to_pylist() if row["value"] is not None]
+        self.planned: dict[Key, Row] = {_run(row): row for row in (rows if planned is None else planned.to_pylist())}
+        self.finite: dict[Key, set[Key]] = {}
+        self.diverged: dict[Key, set[Key]] = {}
+        for row in rows:
+            found = self.finite if is_finite(row) else self.diverged
+            found.setdefault(_score(row), set()).add(_run(row))
+
+    def count(self, score: Mapping[str, Any], wanted: Callable[[Row], bool]) -> Row:
+        """Return planned, missing and diverged runs of one score among the planned cells that are wanted, as columns of effects."""
+        runs = {run for run, row in self.planned.items() if wanted(row)}
+        diverged = runs & self.diverged.get(_score(score), set())
+        left = runs - diverged - self.finite.get(_score(score), set())
+        return {"planned": len(runs), "missing": len(left), "diverged": len(diverged)}
+
+
+def of_arm(head: Mapping[str, Any], levels: Iterable[float] | None = None) -> Callable[[Row], bool]:
+    """Return whether a planned row belongs to an arm (strategy, control, and size unless that is None), at one of some levels."""
+    chosen = None if levels is None else set(levels)
+
+    def wanted(row: Row) -> bool:
+        of_size = head["size"] is None or row["size"] == head["size"]
+        mine = of_size and (row["strategy"], row["control"]) == (head["strategy"], head["control"])
+        return mine and (chosen is None or row["level"] in chosen)
+
+    return wanted
+
+
+def generator_for(seed: int, *names: Any) -> np.random.Generator:
+    """Return a source of randomness that belongs to one effect by its names, so that no other effect or order of rows changes it."""
+    name = hashlib.blake2b("\n".join(map(str, names)).encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, int.from_bytes(name, "big")])
+
+
+def _score(row: Mapping[str, Any]) -> Key:
+    return tuple(row[name] for name in SCORE)
+
+
+def _run(row: Mapping[str, Any]) -> Key:
+    return row["cell"], row["training_seed"]
