@@ -7,12 +7,16 @@ import functools
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import ray
@@ -23,6 +27,7 @@ from diversity.config import ConfigError, UserError, load
 from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import Experiment, load_experiment
 from ray_jobs.job.index import Index
+from ray_jobs.job.journal import Journal
 from ray_jobs.job.placement import job_config
 from ray_jobs.job.process import configure_process
 
@@ -32,6 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
@@ -71,6 +77,7 @@ class Context:
     Attributes:
         corpus: a corpus in place of the experiment's own, where a control derives one.
         suffix: what the names of typings and embeddings over that corpus end with in the index.
+        journal: what the job tells of itself in the storage.
     """
 
     experiment: Experiment
@@ -78,6 +85,7 @@ class Context:
     overrides: tuple[str, ...] = ()
     corpus: Artifact | None = None
     suffix: str = ""
+    journal: Journal | None = field(default=None, repr=False)
     _connected: bool = field(default=False, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -218,13 +226,38 @@ def main(stage: str, argv: list[str] | None = None) -> int:
             print_plan(context, [stage] if stage != "pipeline" else experiment.stages)
             return
         context.storage.check_writable()
-        run_stage(context, stage)
+        command = context.command(stage)
+        with Journal(context.storage, experiment.experiment, stage, command, user_error) as context.journal:
+            run_stage(context, stage)
 
     try:
-        return exit_code(stage, work)
+        with _terminated_as_an_exception():
+            return exit_code(stage, work)
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; {_sealed_so_far(contexts)}, and the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        how, code = "interrupted", INTERRUPTED
+    except SystemExit as ended:
+        if ended.code not in (TERMINATED, signal.SIGTERM):  # the latter by Ray's own handler
+            raise
+        how, code = "ended by SIGTERM", TERMINATED
+    print(f"{stage}: {how}; {_sealed_so_far(contexts)}, and the same command goes on", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _terminated_as_an_exception() -> Iterator[None]:
+    """Have SIGTERM, which `ray job stop`, Kubernetes and batch systems send, clear up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sealed_so_far(contexts: Sequence[Context]) -> str:
@@ -279,12 +312,16 @@ def run_stage(context: Context, stage: str) -> None:
     """Run a stage's `run` and say how long it took."""
     run: Callable[[Context], None] = load(f"ray_jobs.{stage}:run")
     started = time.perf_counter()
+    if context.journal is not None:
+        context.journal.stage = stage
     telemetry.tell("stage_running", 1, stage=stage)
     try:
         run(context)
     finally:
         telemetry.tell("stage_running", 0, stage=stage)
     logger.info("%s: done in %.0f s", stage, time.perf_counter() - started)
+    if context.journal is not None:
+        context.journal.finished(stage)
 
 
 def print_plan(context: Context, stages: list[str]) -> None:

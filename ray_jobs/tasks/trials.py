@@ -29,7 +29,13 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts the clust
 
 
 class SweepError(UserError):
-    """Runs that failed; the message names the first of them and its reason."""
+    """Runs that failed; the message names the first of them and its reason.
+
+    Attributes:
+        runs: the reason of each, by its cell.
+    """
+
+    runs: Mapping[str, str] = {}
 
 
 class RunError(UserError):
@@ -247,15 +253,25 @@ def tune_runs(
         )
     results = tuner.fit()
     if results.errors:
-        raise SweepError(_failure(results.errors, len(results)))
+        failed = SweepError(_failure(results.errors, len(results)))
+        failed.runs = {
+            one.config["run"]["cell"]: _reason(one.error)
+            for one in map(results.__getitem__, range(len(results)))
+            if one.error and one.config
+        }
+        raise failed
 
 
 def _failure(errors: Sequence[BaseException], trials: int) -> str:
     for error in errors:
         logger.error("%s", error)
-    mendable = [found for error in errors if (found := user_error(error))]
-    first = str(mendable[0]) if mendable else str(errors[0]).strip().splitlines()[-1]
-    return f"{len(errors)} of {trials} runs failed; the first: {first}"
+    mendable = [error for error in errors if user_error(error)]
+    return f"{len(errors)} of {trials} runs failed; the first: {_reason((mendable or errors)[0])}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return a run's error in one line."""
+    return str(user_error(error) or str(error).strip().splitlines()[-1])
 
 
 def list_name(fingerprints: Sequence[str], demand: Demand, concurrent: int) -> str:

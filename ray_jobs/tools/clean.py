@@ -1,7 +1,8 @@
-"""Artifacts that no experiment names any more: `sft-diversity clean STORAGE [--yes]`.
+"""Artifacts that no experiment names any more, and what killed jobs left: `sft-diversity clean STORAGE [--yes]`.
 
 It lists folders `<storage>/<kind>/<fingerprint>` that no index.json of the storage names, directly or through the manifest of an artifact
-that is named. With `--yes` it removes them: never one that was written to within the last day, and nothing anywhere else.
+that is named; in those that are named, the folders of writers that never sealed, or that sealed second; and files that were never whole.
+With `--yes` it removes them: never what was written to within the last day, and nothing anywhere else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from diversity.artifact import KINDS, MANIFEST, Artifact, Storage
+from diversity.artifact import KINDS, Artifact, Storage
 from diversity.config import ConfigError
+from diversity.publishing import discard
 from ray_jobs.job.index import Index
 from ray_jobs.job.runtime import absolute, tool
 from ray_jobs.tools.status import experiments
@@ -27,9 +29,10 @@ DAY_S = 24 * 3600
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies under one artifact's path: its files, their bytes in all, and when the last of them was written, in seconds."""
+    """What lies under a path of a storage, or is that file: its files, their bytes in all, and when the last one was written, in seconds."""
 
-    artifact: Artifact
+    storage: Storage
+    path: str
     files: int
     size: int
     written: float
@@ -38,16 +41,46 @@ class Folder:
 def unnamed(storage: Storage) -> list[Folder]:
     """Return the artifacts that no index names, in order of path; those that were never sealed among them."""
     named = _named(storage)
-    return [_folder(artifact) for artifact in _all(storage) if artifact.path not in named]
+    return [_folder(storage, artifact.path) for artifact in _all(storage) if artifact.path not in named]
+
+
+def abandoned(storage: Storage) -> list[Folder]:
+    """Return what writers left in artifacts that an index names, and the files that were never whole, in order of path."""
+    left = [path for named in _named(storage) for path in _hidden(storage, named)]
+    left += [path for place in ("experiments", "cache") for path in _halves(storage, place)]
+    left += [info.base_name for info in storage.list("") if info.base_name.startswith(".probe-")]
+    return [_folder(storage, path) for path in sorted(left)]
+
+
+def _hidden(storage: Storage, path: str) -> Iterator[str]:
+    """Yield what an artifact's folder holds beside the artifact."""
+    artifact = storage.at(path)
+    own = artifact.locate() if artifact.sealed else None  # what a killed writer was about to publish is published first
+    for info in storage.list(path):
+        if info.base_name.startswith(".") and f"{path}/{info.base_name}" != own:
+            yield f"{path}/{info.base_name}"
+
+
+def _halves(storage: Storage, place: str) -> Iterator[str]:
+    """Yield the files below a folder that were not whole when their process was killed."""
+    filesystem, root = storage.filesystem()
+    for info in filesystem.get_file_info(pafs.FileSelector(f"{root}/{place}", recursive=True, allow_not_found=True)):
+        if info.base_name.startswith(".") and info.base_name.endswith(".part"):
+            yield info.path.removeprefix(f"{root}/")
 
 
 def remove(folder: Folder) -> None:
-    """Remove an artifact: its manifest first, so that one half removed does not exist for readers."""
-    filesystem, root = folder.artifact.storage.filesystem()
-    path = f"{root}/{folder.artifact.path}"
-    if folder.artifact.sealed:
-        filesystem.delete_file(f"{path}/{MANIFEST}")
-    filesystem.delete_dir(path)
+    """Remove an artifact, its manifest first, so that one half removed does not exist for readers; or what a writer left."""
+    if PATH.fullmatch(folder.path):
+        artifact = folder.storage.at(folder.path)
+        if artifact.sealed:
+            artifact.unseal()
+        folder.storage.remove_folder(folder.path)
+    elif folder.storage.exists(folder.path):
+        filesystem, root = folder.storage.filesystem()
+        filesystem.delete_file(f"{root}/{folder.path}")
+    else:
+        discard(folder.storage, folder.path)
 
 
 def _named(storage: Storage) -> set[str]:
@@ -84,13 +117,15 @@ def _all(storage: Storage) -> Iterator[Artifact]:
                 yield storage.artifact(kind, info.base_name)
 
 
-def _folder(artifact: Artifact) -> Folder:
-    filesystem, root = artifact.storage.filesystem()
-    found = filesystem.get_file_info(pafs.FileSelector(f"{root}/{artifact.path}", recursive=True))
+def _folder(storage: Storage, path: str) -> Folder:
+    filesystem, root = storage.filesystem()
+    found = [itself := filesystem.get_file_info(f"{root}/{path}")]
+    if itself.type == pafs.FileType.Directory:
+        found = filesystem.get_file_info(pafs.FileSelector(f"{root}/{path}", recursive=True))
     files = [info for info in found if info.type == pafs.FileType.File]
     # A folder without files has just been begun, or has been there for ever: its own time tells.
-    times = [info.mtime.timestamp() for info in files or [filesystem.get_file_info(f"{root}/{artifact.path}")] if info.mtime]
-    return Folder(artifact, len(files), sum(info.size for info in files), max(times, default=time.time()))
+    times = [info.mtime.timestamp() for info in files or [itself] if info.mtime]
+    return Folder(storage, path, len(files), sum(info.size for info in files), max(times, default=time.time()))
 
 
 @tool("clean")
@@ -104,10 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not experiments(storage):
         raise ConfigError(f"{storage.uri} has no experiments/<name>/index.json: it is no storage, or nothing in it could be told apart")
     freed = 0
-    for folder in unnamed(storage):
+    for folder in [*unnamed(storage), *abandoned(storage)]:
         age = time.time() - folder.written
         verdict = "younger than a day, stays" if age < DAY_S else "removed" if given.yes else "would be removed"
-        print(f"{folder.artifact.path}  {folder.size / 1e6:,.1f} MB in {folder.files} files, {age / DAY_S:.1f} days old: {verdict}")
+        print(f"{folder.path}  {folder.size / 1e6:,.1f} MB in {folder.files} files, {age / DAY_S:.1f} days old: {verdict}")
         if age >= DAY_S:
             freed += folder.size
             if given.yes:

@@ -1,6 +1,7 @@
 """How far an experiment is: `sft-diversity status CONFIG.yaml [key=value …]`, or a storage's folder for all of its experiments.
 
-It reads seals and starts nothing: what is sealed, what is missing, and the command that makes the rest.
+It reads seals and starts nothing: what is sealed, what is missing, and the command that makes the rest. Jobs tell of themselves in the
+storage (`ray_jobs/job/journal.py`), so that any machine can say what runs, what fell silent, what failed, and since when.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.ingest import ingested_artifact
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.index import Index
+from ray_jobs.job.journal import Told, jobs, without_credentials
 from ray_jobs.job.runtime import Context, absolute, inside_job, tool
 
+STATES = ("running", "silent", "failed")
+SHOWN_RUNS = 5
 COLUMNS = ("ingested", "corpus", "heldout", "profile", "datasets", "metrics", "scores", "report")
 
 
@@ -55,14 +59,42 @@ def of_experiment(context: Context) -> Iterator[str]:
         yield f"  {stage:<15} {sealed:>6,} of {total:>6,}  {what}"
     report = f"experiments/{context.experiment.experiment}/report/index.html"
     yield f"  report          {context.storage.uri}/{report}" if context.storage.exists(report) else "  report          none yet"
+    for told in jobs(context.storage, context.experiment.experiment):
+        yield from (f"  {line}" for line in job_lines(context.storage, context.experiment.experiment, told))
     if unfinished:
         yield f"go on with: {context.command('pipeline')}"
 
 
+def job_lines(storage: Storage, experiment: str, told: Told) -> Iterator[str]:
+    """Yield what a job told of itself: one line, and of a failed one where its log is and which runs failed."""
+    facts = told.facts
+    where = f"{facts['stage']} on {facts['host']} (pid {facts['pid']}), begun {facts['started']}"
+    ago = _duration(told.age_s)
+    if told.state == "running":
+        yield f"running: {where}, last sign of life {ago} ago"
+    elif told.state == "silent":
+        yield f"silent:  {where}, last sign of life {ago} ago: it was killed, or its machine is gone; the same command goes on"
+    else:
+        yield f"failed:  {where}, failed {facts['failed']}, {ago} ago: {facts['error']}"
+        runs = facts.get("runs", {})
+        yield from (f"         {cell}: {reason}" for cell, reason in list(runs.items())[:SHOWN_RUNS])
+        if len(runs) > SHOWN_RUNS:
+            yield f"         and {len(runs) - SHOWN_RUNS} more"
+    yield f"         log: {without_credentials(storage.uri)}/experiments/{experiment}/logs/{facts['job']}.log"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as people say it."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def of_storage(storage: Storage) -> Iterator[str]:
     """Yield a table: for each experiment of a storage, how many artifacts of each kind its index names, and how many are sealed."""
-    yield f"{'experiment':<24}" + "".join(f"{column:>12}" for column in COLUMNS)
-    for name in experiments(storage):
+    yield f"{'experiment':<24}" + "".join(f"{column:>12}" for column in (*COLUMNS, *STATES))
+    for name in _folders(storage):  # one whose first job failed has no index yet
         entries = Index(storage, name).read()
         cells = []
         for column in COLUMNS:
@@ -70,14 +102,18 @@ def of_storage(storage: Storage) -> Iterator[str]:
             paths = [entry] if isinstance(entry, str) else list(entry.values())
             sealed = sum(storage.at(path).sealed for path in paths)
             cells.append(f"{sealed:,}" if sealed == len(paths) else f"{sealed:,}/{len(paths):,}")
+        told = [job.state for job in jobs(storage, name)]
+        cells += [f"{told.count(state):,}" for state in STATES]
         yield f"{name:<24}" + "".join(f"{cell:>12}" for cell in cells)
 
 
 def experiments(storage: Storage) -> list[str]:
     """Return the names of the experiments that have an index in a storage."""
-    filesystem, root = storage.filesystem()
-    folders = filesystem.get_file_info(pafs.FileSelector(f"{root}/experiments", allow_not_found=True))
-    return sorted(info.base_name for info in folders if storage.exists(f"experiments/{info.base_name}/index.json"))
+    return [name for name in _folders(storage) if storage.exists(f"experiments/{name}/index.json")]
+
+
+def _folders(storage: Storage) -> list[str]:
+    return [info.base_name for info in storage.list("experiments") if info.type == pafs.FileType.Directory]
 
 
 @tool("status")

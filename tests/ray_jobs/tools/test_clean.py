@@ -12,14 +12,15 @@ import pytest
 
 from diversity.artifact import Artifact, Storage
 from ray_jobs.job.index import Index
-from ray_jobs.tools.clean import main, unnamed
+from ray_jobs.tools.clean import abandoned, main, unnamed
 from ray_jobs.tools.status import main as status
+from tests.storages import Objects, WatchedStorage
 
 
 def seal(storage: Storage, kind: str, name: str, days: float, **manifest: object) -> Artifact:
-    artifact = storage.artifact(kind, name * 32).begin()
-    artifact.write(pa.table({"x": [1, 2, 3]}))
-    artifact.seal(manifest)
+    target = storage.artifact(kind, name * 32).begin()
+    target.write(pa.table({"x": [1, 2, 3]}))
+    artifact = target.seal(manifest)
     for path in Path(artifact.uri).rglob("*"):
         os.utime(path, (time.time() - days * 86400,) * 2)
     return artifact
@@ -43,12 +44,41 @@ def test_only_old_artifacts_that_nobody_names_go(storage: Storage, capsys: pytes
     before = set(Path(storage.uri).rglob("*"))
     assert main([storage.uri]) == 0
     assert set(Path(storage.uri).rglob("*")) == before, "nothing goes without --yes"
-    assert [folder.artifact.fingerprint[0] for folder in unnamed(storage)] == ["a", "d", "e"]
+    assert [folder.path.split("/")[1][0] for folder in unnamed(storage)] == ["a", "d", "e"]
     assert main([storage.uri, "--yes"]) == 0
     assert "younger than a day" in capsys.readouterr().out
     left = {folder.relative_to(storage.uri).as_posix() for kind in ("corpus", "datasets") for folder in Path(storage.uri, kind).iterdir()}
     assert left == {"corpus/" + "b" * 32, "datasets/" + "c" * 32, "datasets/" + "e" * 32, "datasets/notes"}
     assert Path(storage.uri, "tune").is_dir() and Path(storage.uri, "experiments/mine/index.json").is_file()
+
+
+def test_what_killed_writers_left_in_a_named_artifact_goes_when_it_is_a_day_old(storage: Storage) -> None:
+    named = storage.artifact("datasets", "c" * 32)
+    old, young = named.begin(), named.begin()
+    for target in (old, young):
+        target.write(pa.table({"x": [1]}))
+    storage.write_bytes("experiments/mine/.index.json.0123.part", b"half")
+    storage.write_bytes("experiments/mine/.index.json.4567.part", b"half")
+    for path in (f"{named.uri}/.{old.writer}", f"{storage.uri}/experiments/mine/.index.json.0123.part"):
+        for each in (Path(path), *Path(path).rglob("*")):
+            os.utime(each, (time.time() - 2 * 86400,) * 2)
+    assert main([storage.uri, "--yes"]) == 0
+    assert not storage.list(f"{named.path}/.{old.writer}") and storage.list(f"{named.path}/.{young.writer}")
+    left = {info.base_name for info in storage.list("experiments/mine") if info.base_name.endswith(".part")}
+    assert left == {".index.json.4567.part"}
+    assert named.sealed and len(named.read()) == 3
+    assert old.seal({"late": True}) == named and "late" not in named.manifest
+
+
+def test_clean_on_an_object_store_keeps_the_folder_that_the_manifest_names(storage: Storage) -> None:
+    """An object store in memory, whose objects have no times: all are young, and only what would go is asked."""
+    objects = WatchedStorage("bucket/runs", lambda operation, path: None, Objects())
+    targets = [objects.artifact("corpus", "a" * 32).begin() for _ in range(3)]
+    for target in targets:
+        target.write(pa.table({"x": [1]}))
+    targets[1].seal({})
+    Index(objects, "e").add("corpus", None, objects.artifact("corpus", "a" * 32))
+    assert {folder.path.rpartition(".")[2] for folder in abandoned(objects)} == {targets[0].writer, targets[2].writer}
 
 
 def test_a_folder_that_is_no_storage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
