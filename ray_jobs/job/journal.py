@@ -1,4 +1,4 @@
-"""What a job tells of itself in the storage: that it lives, what it prints, and how it failed. Any machine can read it, when it is gone too.
+"""What a job tells of itself in the storage, where any machine can read it: that it lives, what it prints, how it failed.
 
     experiments/<name>/jobs/<job>/heartbeat.json    while it runs, written again every few seconds
     experiments/<name>/jobs/<job>/failed.json       from its failure until the same stage ends well

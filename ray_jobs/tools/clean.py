@@ -29,7 +29,7 @@ DAY_S = 24 * 3600
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies under a path of a storage, or is that file: its files, their bytes in all, and when the last one was written, in seconds."""
+    """What lies under a path of a storage: its files, their bytes in all, and when the last one was written, in seconds."""
 
     storage: Storage
     path: str
