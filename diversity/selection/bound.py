@@ -38,16 +38,19 @@ def most_covered(typed: TypedInputs, k: int, quota: np.ndarray, control: Control
         control: weights and bins.
     """
     rows = np.flatnonzero((typed.birth >= 1) & (typed.birth <= k))
-    incidence, weight, bins = typed.incidence.take(rows), control.weights[rows], control.bins[rows]
+    rows = rows[np.argsort(control.bins[rows], kind="stable")]
+    incidence, weight = typed.incidence.take(rows), control.weights[rows]
+    ends = np.cumsum(np.bincount(control.bins[rows], minlength=len(quota)))
+    shares = [(slice(end - size, end), share) for end, size, share in zip(ends, np.diff(ends, prepend=0), quota.tolist(), strict=True)]
 
     def best(prices: np.ndarray) -> tuple[int, np.ndarray]:
         scores, most = row_scores(incidence.indptr, incidence.indices, prices), 0
         times = np.zeros(len(prices))
-        for number, share in enumerate(quota.tolist()):
-            inside = np.flatnonzero(bins == number) if len(quota) > 1 else np.arange(len(rows))
+        for inside, share in shares:
             gathered, threshold, left = _knapsack(scores[inside], weight[inside], share)
             most += gathered
-            above, at, weight_at = count_best(incidence.indptr, incidence.indices, inside, scores, weight, threshold, len(prices))
+            indptr = incidence.indptr[inside.start : inside.stop + 1]
+            above, at, weight_at = count_best(indptr, incidence.indices, scores[inside], weight[inside], threshold, len(prices))
             times += above + at * (left / max(1, weight_at))
         return most, times
 
@@ -122,12 +125,12 @@ def row_scores(indptr: np.ndarray, indices: np.ndarray, prices: np.ndarray) -> n
 
 @njit(cache=True)
 def count_best(
-    indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray, scores: np.ndarray, weight: np.ndarray, threshold: int, n_types: int
+    indptr: np.ndarray, indices: np.ndarray, scores: np.ndarray, weight: np.ndarray, threshold: int, n_types: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return how many rows above the threshold, by score per weight, and how many at it have each type; and the weight of those at it."""
     above, at = np.zeros(n_types, dtype=np.int64), np.zeros(n_types, dtype=np.int64)
     weight_at = 0
-    for i in rows:
+    for i in range(len(scores)):
         per_weight = scores[i] // max(1, weight[i])
         if per_weight < threshold:
             continue

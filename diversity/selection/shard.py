@@ -152,9 +152,8 @@ class Shard:
 
     def count_best(self, threshold: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return how many rows of a score above the threshold, and how many at it, have each type `(M,) int64`; and how many are at it."""
-        rows, ones = np.arange(len(self.scores)), np.ones(len(self.scores), dtype=np.int64)
-        indptr, indices, n_types = self.priced.indptr, self.priced.indices, self.priced.n_types
-        return count_best(indptr, indices, rows, self.scores, ones, threshold, n_types)
+        ones = np.ones(len(self.scores), dtype=np.int64)
+        return count_best(self.priced.indptr, self.priced.indices, self.scores, ones, threshold, self.priced.n_types)
 
     def first_priorities(self, k: int, seed: int, size: int) -> np.ndarray:
         """Return the `size` smallest priorities of a random draw from the pool of k, in any order."""
