@@ -102,8 +102,8 @@ class Cloud:
 
 
 @contextmanager
-def scaling_head(folder: Path, kinds: Mapping[str, Mapping[str, Any]], idle_s: float) -> Iterator[Cloud]:
-    """Start a head with one CPU for drivers and an autoscaler over these kinds of nodes, and watch it."""
+def scaling_head(folder: Path, kinds: Mapping[str, Mapping[str, Any]], idle_s: float, head_cpus: int = 1) -> Iterator[Cloud]:
+    """Start a head with CPUs for drivers and an autoscaler over these kinds of nodes, and watch it."""
     (port,) = free_ports(1)
     folder.mkdir(parents=True, exist_ok=True)
     written = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
@@ -125,13 +125,20 @@ def scaling_head(folder: Path, kinds: Mapping[str, Mapping[str, Any]], idle_s: f
             "log": str(folder / "provider.jsonl"),
         },
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 1, "driver": 1}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": head_cpus, "driver": 1}, "node_config": {}, "max_workers": 0},
             **{name: {"node_config": {}, "min_workers": 0, **kind} for name, kind in kinds.items()},
         },
         "head_node_type": "ray.head.default",
     }
     (folder / "ray_bootstrap_config.yaml").write_text(json.dumps(config))  # where a head of `ray up` has it: in the home folder
-    options = ["--num-cpus", "1", "--resources", '{"driver": 1}', "--autoscaling-config", str(folder / "ray_bootstrap_config.yaml")]
+    options = [
+        "--num-cpus",
+        str(head_cpus),
+        "--resources",
+        '{"driver": 1}',
+        "--autoscaling-config",
+        str(folder / "ray_bootstrap_config.yaml"),
+    ]
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",

@@ -32,6 +32,7 @@ class Head:
         environment: of its own processes and of clients that may use it.
         folder: holds the token and, under `ray/`, what Ray writes.
         log: what `ray start` said.
+        session: id of the session of its processes.
     """
 
     address: str
@@ -39,6 +40,7 @@ class Head:
     environment: dict[str, str]
     folder: Path
     log: Path
+    session: int = 0
 
     def run(self, *command: str | Path, timeout: float, **changes: str | None) -> subprocess.CompletedProcess[str]:
         """Run a command as a client of this head, in the repository; keyword arguments set or, as None, unset variables."""
@@ -82,22 +84,22 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
     ports = ["--port", str(gcs), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client), *numbers]
     log = folder / "start.log"
     try:
-        with _ray_start(["--head", "--temp-dir", str(folder / "ray"), *ports, *options], folder, environment, log):
-            yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log)
+        with _ray_start(["--head", "--temp-dir", str(folder / "ray"), *ports, *options], folder, environment, log) as starter:
+            yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, log, starter.pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def joined_node(head: Head, options: Sequence[str] = ()) -> Iterator[None]:
-    """Join a node, a raylet of its own on this machine, to a head; and end its processes afterwards."""
+def joined_node(head: Head, options: Sequence[str] = ()) -> Iterator[int]:
+    """Join a node, a raylet of its own on this machine, to a head; yield the session of its processes, and end them afterwards."""
     log = head.folder / f"node-{secrets.token_hex(4)}.log"
-    with _ray_start(["--address", head.address, *options], head.folder, head.environment, log):
-        yield
+    with _ray_start(["--address", head.address, *options], head.folder, head.environment, log) as starter:
+        yield starter.pid
 
 
 @contextmanager
-def _ray_start(options: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[None]:
+def _ray_start(options: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `ray start --block` in a session of its own, wait until it says that it runs, and end that session afterwards."""
     command = [str(RAY), "start", "--block", *options]
     with log.open("w") as stream:
@@ -108,7 +110,7 @@ def _ray_start(options: Sequence[str], folder: Path, environment: dict[str, str]
         wait_for(lambda: "Ray runtime started" in log.read_text() or starter.poll() is not None, 120, f"ray start: {log.read_text()}")
         if starter.poll() is not None:
             raise RuntimeError(f"ray start ended with {starter.returncode}: {log.read_text()}")
-        yield
+        yield starter
     finally:
         end_session(starter)
 

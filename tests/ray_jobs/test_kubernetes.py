@@ -133,7 +133,8 @@ def test_every_pod_has_an_identity_limits_and_the_keepalive(name: str) -> None:
         }
         assert "cpu" not in container["resources"]["limits"] and container["resources"]["limits"]["memory"]
     for pod in pods(manifest)[1:]:
-        assert pod["terminationGracePeriodSeconds"] <= 110, "within the notice of a spot machine"
+        drains = next(int(one["value"]) for one in pod["containers"][0]["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+        assert drains < pod["terminationGracePeriodSeconds"] <= 110, "within the notice of a spot machine"
         assert "/dev/shm" in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
 
 

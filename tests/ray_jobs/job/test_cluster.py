@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import http.server
 import importlib
 import json
 import re
 import subprocess
+import sys
+import threading
 import tomllib
 import zipfile
 from pathlib import Path
@@ -220,6 +223,45 @@ def test_on_demand_is_asked_for_where_spot_has_no_capacity_and_nowhere_else(
             provider.create_node_with_resources_and_labels(config, {}, 1, {}, {})
     assert provider.asked == asked
     assert "InstanceMarketOptions" in SPOT, "the caller's own is left as it is"
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """EC2's instance metadata, as far as spot notices go: no notice at first, and none without the session's token."""
+
+    asked = 0
+
+    def do_PUT(self) -> None:
+        self._answer(200 if self.path == "/latest/api/token" else 404, b"session")
+
+    def do_GET(self) -> None:
+        Metadata.asked += 1
+        known = self.headers.get("X-aws-ec2-metadata-token") == "session" and self.path.endswith("/spot/instance-action")
+        self._answer(200 if known and Metadata.asked > 2 else 404, b'{"action": "terminate", "time": "2030-01-01T00:00:00Z"}')
+
+    def _answer(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_a_spot_notice_drains_the_node(tmp_path: Path) -> None:
+    """The program as it runs on a node, with stand-ins for EC2's metadata and for `ray`; draining itself is in `make cluster-test`."""
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@" >> "$0.log"\n[ $(wc -l < "$0.log") -gt 1 ]\n')  # refuses once
+    (tmp_path / "ray").chmod(0o755)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = f"import spot_notice; spot_notice.EVERY_S = 0.05; raise SystemExit(spot_notice.main({'ab' * 28!r}))"
+    environment = {"PYTHONPATH": str(ROOT / "cluster"), "SPOT_METADATA": f"http://127.0.0.1:{server.server_port}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PATH": f"{tmp_path}:/usr/bin:/bin", **environment}, timeout=60, check=False
+    )
+    server.shutdown()
+    assert done.returncode == 0 and Metadata.asked == 3
+    asked = (tmp_path / "ray.log").read_text().splitlines()
+    assert len(asked) == 2 and asked[0].startswith(f"drain-node --node-id {'ab' * 28} --reason DRAIN_NODE_REASON_PREEMPTION")
 
 
 @pytest.mark.parametrize(("v4", "v6", "is_open"), [("198.51.100.7/32", None, False), ("0.0.0.0/0", None, True), (None, "::/0", True)])
