@@ -26,6 +26,7 @@ from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, es
 from diversity.typings.words import other_scripts
 from ray_jobs import heldout
 from ray_jobs.job import telemetry
+from ray_jobs.job.device import device_kind, faiss_device, gpus
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.regenerate import maker
@@ -62,7 +63,7 @@ def embedding_artifact(context: Context, side: str) -> Artifact:
     settings = {
         **config.model_dump(mode="json", exclude={"model", "precision"}),
         "side": side,
-        "identity": embedder_class(config).identity(config),
+        "identity": embedder_class(config).identity(config, device_kind(context)),
     }
     return _artifact(context, "profile/embeddings", settings, ["numpy", "tokenizers"], [corpus_artifact(context).fingerprint])
 
@@ -82,6 +83,8 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
         return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
     if granularity == "macro":
         settings["topics"] = {**profile.topics.model_dump(mode="json", exclude={"min_topics"}), "recipe": RECIPE}
+        if faiss_device(context) == "cuda":
+            settings["device"] = "cuda"  # k-means adds up in another order there
         packages = ["numpy", "numba", "scipy", "fast-hdbscan", _faiss()]
         return _artifact(context, "profile", settings, packages, [corpus, embedding_artifact(context, side).fingerprint])
     settings["tagger"] = profile.tagger.settings()
@@ -173,7 +176,7 @@ def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -
 
 def _pass(context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work]) -> None:
     """Do all row-wise work on every span: what needs a GPU, and what asks a language model, in passes of their own."""
-    gpu = _gpus(context)
+    gpu = gpus(context)
     asking = [work for work in works if isinstance(work, Tag) and work.config.name == "llm"]
     on_gpu = [work for work in works if gpu and _wants_gpu(work)]
     on_cpu = [work for work in works if work not in on_gpu and work not in asking]
@@ -221,11 +224,12 @@ def _start_topics(context: Context, artifact: Artifact, typing: str, rows: Corpu
     logger.info("%s: %d samples, topics in about %.0f s of one core", typing, len(rows), estimate_seconds(len(rows), config))
     if config.by_density(len(rows)):
         return ray.remote(_topics).options(name=typing).remote(warm, artifact, typing, rows, embeddings, config, sealing)
-    gpu = 1 if _faiss() == "faiss-gpu" and _gpus(context) else 0
-    centroids = ray.remote(profiling.train_topics).options(num_gpus=gpu).remote(embeddings, config)
+    device = faiss_device(context)
+    gpu = int(device == "cuda")
+    centroids = ray.remote(profiling.train_topics).options(num_gpus=gpu).remote(embeddings, config, device)
     assign, blocks = ray.remote(profiling.assign_topics).options(num_gpus=gpu), assignment_blocks(len(rows))
     step = math.ceil(len(blocks) / (4 * _workers(context)))
-    assigned = [assign.remote(rows, embeddings, blocks[i : i + step], centroids) for i in range(0, len(blocks), step)]
+    assigned = [assign.remote(rows, embeddings, blocks[i : i + step], centroids, device) for i in range(0, len(blocks), step)]
     return ray.remote(profiling.seal_topics).options(name=typing).remote(artifact, typing, rows, config, sealing, *assigned)
 
 
@@ -241,7 +245,7 @@ def _works(context: Context, missing: Mapping[str, Artifact]) -> dict[str, Work]
     works: dict[str, Work] = {}
     for name, artifact in missing.items():
         if name.endswith(" embeddings"):
-            works[name] = Embed(artifact, name.partition(" ")[0], profile.embedder)
+            works[name] = Embed(artifact, name.partition(" ")[0], profile.embedder, device_kind(context))
         else:
             side, granularity, _ = typing_parts(name)
             if granularity == "micro":
@@ -296,10 +300,6 @@ def _span_rows(context: Context, n: int) -> int:
 
 def _workers(context: Context) -> int:
     return context.experiment.resources.data_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _gpus(context: Context) -> int:
-    return 0 if context.experiment.resources.use_gpu is False else int(ray.cluster_resources().get("GPU", 0))
 
 
 def _wants_gpu(work: Work) -> bool:

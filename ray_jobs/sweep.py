@@ -24,6 +24,7 @@ from diversity.effects.power import what_can_not_be_shown
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.job import placement, telemetry
 from ray_jobs.job.device import device_kind as device_kind
+from ray_jobs.job.device import resolved_sft
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.tasks import judged, trials
@@ -70,7 +71,7 @@ def runs(context: Context) -> list[Run]:
         ModelNotFound: the model can't be had.
     """
     experiment = context.experiment
-    device = device_kind(context)
+    device, sft = device_kind(context), resolved_sft(context)
     folder = resolve_model(experiment.model, cache_folder())
     base_digest = model_digest(folder, cache_folder())
     held = context.require(heldout.heldout_artifact(context), "heldout") if experiment.evaluation.heldout else None
@@ -87,8 +88,8 @@ def runs(context: Context) -> list[Run]:
     found = []
     for (content, seed), cells in sharing.items():
         name = partial(run_fingerprint, content=content, model=base_digest, training_seed=seed, device=device)
-        before = experiment.sft.resume_world_size
-        model = context.storage.artifact("models", name(sft=experiment.sft))
+        before = sft.resume_world_size
+        model = context.storage.artifact("models", name(sft=sft))
         task = Task(
             dataset=datasets[content],
             heldout=held,
@@ -96,7 +97,7 @@ def runs(context: Context) -> list[Run]:
             scores=_scores_artifact(context, model, held, [profile, prompts]) if held else None,
             base=experiment.model,
             base_digest=base_digest,
-            sft=experiment.sft,
+            sft=sft,
             evaluation=experiment.evaluation,
             training_seed=seed,
             device=device,
@@ -105,7 +106,7 @@ def runs(context: Context) -> list[Run]:
             cells=tuple(f"{cell.name}_t{seed}" for cell in cells),
             profile=profile,
             prompts=prompts,
-            begun=name(sft=experiment.sft.model_copy(update={"world_size": before})) if before else None,
+            begun=name(sft=sft.model_copy(update={"world_size": before})) if before else None,
         )
         found.append(Run(task, tuple(cells)))
     return found

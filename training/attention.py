@@ -2,8 +2,11 @@
 
 Registered with transformers under the name `packed`, beside `sdpa` and `eager`. A row that comes with its samples' bounds is attended
 to sample by sample: by FlashAttention's varlen kernel on a GPU (the flash-attn package where there is one, else PyTorch's own), by one
-causal call a sample on a CPU. A row of n samples of l tokens so costs n l², where a mask over the row costs (n l)². Without bounds
-(padded batches, generation with a cache) it is `sdpa`.
+causal call a sample on a CPU and wherever that kernel can't go. A row of n samples of l tokens so costs n l², where a mask over the row
+costs (n l)². Without bounds (padded batches, generation with a cache) it is `sdpa`.
+
+What an architecture does to its scores beside a sliding window (caps, sinks, chunks) is not done here: such models are told apart before
+any work (`use_packed_attention`), and a call that asks for it all the same is an error, never another model in silence.
 """
 
 from __future__ import annotations
@@ -17,22 +20,67 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from diversity.config import UserError
+
 PACKED = "packed"
 FLASH_TYPES = (torch.bfloat16, torch.float16)
+VARLEN_DEVICES = {"cuda"}  # kinds of devices that have a varlen kernel
+WIDEST = 256  # of a head, for FlashAttention
+WRITTEN_OUT = 512  # tokens up to which attention in bf16 is written out on a CPU, where PyTorch's fused one has a slow backward pass
+KEPT_APART = {"full_attention", "sliding_attention"}  # the kinds of layers whose attention is done here
+OWN_SCORES = ("softcap", "s_aux")  # what attention functions of transformers may be given, and none here knows
 
 
 def use_packed_attention(model: Any) -> str:
     """Set the attention of a transformers model to the fastest that keeps samples apart, and return its name.
 
-    Models that scale or cap attention scores in a way of their own, or that bring their own attention code, keep a mask.
+    Models that cap attention scores, that have layers of another kind, or that bring their own attention code, keep a mask.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(base.config, "attn_logit_softcapping", None):
+    config = base.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None):
         base.set_attn_implementation("eager")
-    elif getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False):
+    elif _can_be_packed(base, config):
         _register()
         base.set_attn_implementation(PACKED)
     return base.config._attn_implementation or "sdpa"
+
+
+def _can_be_packed(base: Any, config: Any) -> bool:
+    """Return whether transformers lets attention be exchanged, and all that the model's layers do with it is done here."""
+    exchangeable = getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return exchangeable and kinds <= KEPT_APART and not getattr(config, "attention_chunk_size", None)
+
+
+def refuse_lost_window(model: Any, longest: int) -> None:
+    """Refuse a model that looks back over a window which neither our attention nor our mask is told of.
+
+    Args:
+        model: of transformers, its attention chosen.
+        longest: tokens of the longest sample; up to the window, nothing is lost.
+
+    Raises:
+        UserError: the window would be lost.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not isinstance(window, int) or window >= longest or not getattr(config, "use_sliding_window", True):
+        return
+    if kinds is not None and "sliding_attention" not in kinds:
+        return
+    if base.config._attn_implementation == PACKED:
+        layers = {type(module) for module in base.modules() if type(module).__name__.endswith("Attention")}
+        kept = all("sliding_window=" in inspect.getsource(layer.forward) for layer in layers)
+    else:
+        kept = kinds is not None  # `packing.model_inputs` gives a mask for each kind of layer
+    if not kept:
+        raise UserError(
+            f"this model ({config.model_type}) looks back over a window of {window} tokens, which is lost in packed rows: "
+            f"set sft.max_length={window} or less"
+        )
 
 
 @functools.cache
@@ -64,8 +112,14 @@ def packed_attention(
         attention_mask: used only where there are no bounds.
         dropout: of the attention weights.
         scaling: of the scores; None takes 1 / sqrt(D).
-        given: `cu_seq_lens_q`, `(n + 1,) int32`, the samples' bounds from 0 to L; `max_length_q`, the longest sample; `sliding_window`.
+        given: `cu_seq_lens_q`, `(n + 1,) int32`, the samples' bounds from 0 to L; `sample_bounds`, the same as a tuple on the host;
+            `max_length_q`, the longest sample; `sliding_window`.
+
+    Raises:
+        UserError: the model asks for scores of its own kind.
     """
+    if own := [name for name in OWN_SCORES if given.get(name) is not None]:
+        raise UserError(f"{type(module).__name__} asks its attention for {own[0]}, which packed rows don't have: it can't be trained here")
     bounds = given.get("cu_seq_lens_q")
     if bounds is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -77,8 +131,8 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = window if window is not None and window < longest else None
-    row = Row(query, key, value, bounds, longest, scaling, dropout, window)
-    if device == "cuda" and query.dtype in FLASH_TYPES:
+    row = Row(query, key, value, bounds, longest, scaling, dropout, window, given.get("sample_bounds"))
+    if device in VARLEN_DEVICES and varlen_takes(row):
         return (_flash_varlen() or _torch_varlen())(row)[None], None
     return _one_by_one(row)[None], None
 
@@ -95,6 +149,7 @@ class Row(NamedTuple):
         scaling: of the scores; None takes 1 / sqrt(D).
         dropout: of the attention weights.
         window: tokens that a token sees, itself included; None sees all before it.
+        places: the bounds again, on the host: to read them from a GPU, it would wait in every layer. None reads them.
     """
 
     query: torch.Tensor
@@ -105,6 +160,7 @@ class Row(NamedTuple):
     scaling: float | None
     dropout: float
     window: int | None
+    places: tuple[int, ...] | None = None
 
     def with_all_heads(self) -> Row:
         """Return the same with a key and a value head for each query head."""
@@ -118,15 +174,55 @@ class Row(NamedTuple):
         return [part[0].transpose(0, 1) for part in (self.query, self.key, self.value)]
 
 
+def varlen_takes(row: Row) -> bool:
+    """Return whether FlashAttention's varlen kernel takes the row: half precision, heads of one width, a multiple of 8 up to 256.
+
+    Models with latent attention have values of another width than queries and keys.
+    """
+    width = row.query.shape[-1]
+    same = width == row.key.shape[-1] == row.value.shape[-1]
+    return row.query.dtype in FLASH_TYPES and same and width % 8 == 0 and width <= WIDEST
+
+
 def _one_by_one(row: Row) -> torch.Tensor:
     """Return one causal call's output after the other."""
     row, found = row.with_all_heads(), []
-    for start, stop in pairwise(row.bounds.tolist()):
+    half = row.query.device.type == "cpu" and row.query.dtype in FLASH_TYPES
+    for start, stop in pairwise(row.places if row.places is not None else row.bounds.tolist()):
         query, key, value = (part[:, :, start:stop] for part in (row.query, row.key, row.value))
-        mask = _banded(stop - start, row.window, query.device) if row.window is not None and row.window < stop - start else None
-        out = scaled_dot_product_attention(query, key, value, mask, row.dropout, is_causal=mask is None, scale=row.scaling)
+        window = row.window if row.window is not None and row.window < stop - start else None
+        if half and stop - start <= WRITTEN_OUT:
+            out = written_out(query, key, value, window, row.dropout, row.scaling)
+        else:
+            mask = None if window is None else _banded(stop - start, window, query.device)
+            out = scaled_dot_product_attention(query, key, value, mask, row.dropout, is_causal=mask is None, scale=row.scaling)
         found.append(out[0].transpose(0, 1))
     return torch.cat(found)
+
+
+def written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Return causal attention, `(1, H, L, D)`, as products and a softmax in fp32: three times as fast as PyTorch's in bf16 on a CPU.
+
+    Args:
+        query: `(1, H, L, D)`.
+        key: `(1, H, L, D)`.
+        value: `(1, H, L, D)`.
+        window: tokens that a token sees, itself included; None sees all before it.
+        dropout: of the attention weights.
+        scaling: of the scores; None takes 1 / sqrt(D).
+    """
+    length = query.shape[2]
+    scores = (query * (scaling if scaling is not None else query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+    hidden = ~_banded(length, window or length, query.device)
+    weights = scores.float().masked_fill(hidden, float("-inf")).softmax(-1).to(value.dtype)
+    return (torch.nn.functional.dropout(weights, dropout) if dropout else weights) @ value
 
 
 def _banded(length: int, window: int, device: Any) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from diversity.artifact import fingerprint
-from diversity.config import Config
+from diversity.config import Config, ConfigError
 from training.trackers import TrackersConfig
 
 Stage = Literal[0, 1, 2, 3]
@@ -24,6 +25,7 @@ NOT_IDENTITY = frozenset(
         "row_tokens",
         "precision",
         "gradient_checkpointing",
+        "kernels",
         "checkpoint_every",
         "max_failures",
         "keep",
@@ -61,12 +63,13 @@ class ZeroConfig(Config):
     """How DeepSpeed spreads a model's state over the ranks.
 
     Attributes:
-        stage: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too.
+        stage: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too. None is 1 for bf16 on a GPU, where the model itself is
+            then held in bf16, and else 0; with something offloaded, the least stage that can.
         offload_optimizer: keep the optimizer's state in the memory of the host; stages 1 to 3.
         offload_parameters: keep parameters there; stage 3.
     """
 
-    stage: Stage = 0
+    stage: Stage | None = None
     offload_optimizer: bool = False
     offload_parameters: bool = False
 
@@ -74,9 +77,20 @@ class ZeroConfig(Config):
     def _possible(self) -> ZeroConfig:
         if self.offload_optimizer and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3, not 0")
-        if self.offload_parameters and self.stage != 3:
+        if self.offload_parameters and self.stage not in (None, 3):
             raise ValueError(f"offload_parameters needs stage 3, not {self.stage}")
         return self
+
+    @property
+    def number(self) -> Stage:
+        """Return the stage as a number; where it is left open, what it is at least."""
+        if self.stage is not None:
+            return self.stage
+        return 3 if self.offload_parameters else 1 if self.offload_optimizer else 0
+
+    def resolved(self, *, half_on_gpu: bool) -> ZeroConfig:
+        """Return the same with its stage said."""
+        return self.model_copy(update={"stage": 1 if half_on_gpu and self.stage is None and self.number == 0 else self.number})
 
 
 class LoraConfig(Config):
@@ -116,8 +130,11 @@ class SftConfig(Config):
         weight_decay: of matrices (not of norms and biases).
         betas: of AdamW.
         zero: DeepSpeed's ZeRO stage and offload.
-        precision: `auto` is bf16 on a GPU and fp32 on a CPU.
-        gradient_checkpointing: compute activations twice to save memory.
+        precision: `auto` is bf16 on a GPU and where every node's CPU has AMX, and fp32 on other CPUs; the name of a run holds which.
+        gradient_checkpointing: compute activations twice to save memory; `selective` keeps what matrix products and attention give and
+            computes the rest again.
+        kernels: `fused` takes norms, rotary embeddings and SwiGLU of liger-kernel, on GPUs only; `auto` does where it is installed, and
+            is `plain` elsewhere. The name of a run holds it where it is `fused`.
         lora: train low-rank additions only; None trains all weights.
         checkpoint_every: steps between checkpoints from which a killed run goes on; None makes none.
         max_failures: how often a run's ranks are started again after a failure, from the last checkpoint.
@@ -143,7 +160,8 @@ class SftConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     zero: ZeroConfig = ZeroConfig()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["selective"] = False
+    kernels: Literal["auto", "plain", "fused"] = "auto"
     lora: LoraConfig | None = None
     checkpoint_every: int | None = Field(default=200, ge=1)
     max_failures: int = Field(default=2, ge=0)
@@ -183,17 +201,41 @@ class SftConfig(Config):
         """Return the most tokens of a row."""
         return self.row_tokens or self.max_length
 
-    def resolved_precision(self, device: str) -> Precision:
-        """Return the precision on a kind of device, `cpu` or `cuda`."""
+    def resolved_precision(self, device: str, *, amx: bool = False) -> Precision:
+        """Return the precision on a kind of device, `cpu` or `cuda`, and on CPUs by whether they have AMX."""
         if self.precision == "auto":
-            return "bf16" if device == "cuda" else "fp32"
+            return "bf16" if device == "cuda" or amx else "fp32"
         return self.precision
+
+    def resolved(self, device: str, *, amx: bool = False) -> SftConfig:
+        """Return the same with nothing left open: precision, ZeRO's stage and kernels. What is said already stays.
+
+        Args:
+            device: kind of device, `cpu` or `cuda`.
+            amx: whether every CPU that trains has AMX.
+
+        Raises:
+            ConfigError: fused kernels are asked for on a CPU, or are not installed.
+        """
+        precision = self.resolved_precision(device, amx=amx)
+        zero = self.zero.resolved(half_on_gpu=device == "cuda" and precision == "bf16")
+        return self.model_copy(update={"precision": precision, "zero": zero, "kernels": self._resolved_kernels(device)})
+
+    def _resolved_kernels(self, device: str) -> Literal["plain", "fused"]:
+        installed = importlib.util.find_spec("liger_kernel") is not None
+        if self.kernels == "fused" and device != "cuda":
+            raise ConfigError("kernels: fused ones run on GPUs only: set sft.kernels=plain")
+        if self.kernels == "fused" and not installed:
+            raise ConfigError("kernels: fused ones are of liger-kernel, which is not installed: pip install 'sft-diversity[gpu]'")
+        return "plain" if self.kernels == "plain" or device != "cuda" or not installed else "fused"
 
     def identity(self, *, training_seed: int, device: str) -> dict[str, Any]:
         """Return what a run's fingerprint holds of this: all that changes weights, seed and kind of device included."""
-        chosen = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
-        resolved = {"capacity": self.capacity, "precision": self.resolved_precision(device)}
-        return {**chosen, **resolved, "training_seed": training_seed, "device": device}
+        settled = self.resolved(device)
+        chosen = settled.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+        resolved = {"capacity": self.capacity, "precision": settled.precision}
+        fused = {"kernels": "fused"} if settled.kernels == "fused" else {}
+        return {**chosen, **resolved, **fused, "training_seed": training_seed, "device": device}
 
 
 def run_fingerprint(*, content: str, model: str, sft: SftConfig, training_seed: int, device: str) -> str:

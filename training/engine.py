@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diversity.config import UserError
-from training.attention import use_packed_attention
+from training.attention import refuse_lost_window, use_packed_attention
 from training.config import LoraConfig, Precision, SftConfig
+from training.kernels import cheap_parts_again, use_fused_kernels
 from training.loss import has_plain_head, linear_cross_entropy
+from training.ranks import group_backend
 from training.zero import ModelShape, deepspeed_config, parameters_in_bf16
 
+OFFLOAD_THREADS = 4  # of a rank, below which an offloaded AdamW is slower than all else
 LOGIT_ROWS = 1024  # positions whose logits are held in fp32 at once
+
+logger = logging.getLogger("training.sft")
 
 
 class RowLoss(nn.Module):
@@ -67,13 +74,15 @@ def prepare_process(device: str, threads: int | None = None) -> None:
     """
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave no gaps then
     if threads:
         torch.set_num_threads(threads)
     import deepspeed.ops
     import transformers
-    from deepspeed.utils import logger
+    from deepspeed.utils import logger as told_by_deepspeed
 
-    logger.setLevel(logging.WARNING)
+    told_by_deepspeed.setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -94,7 +103,7 @@ def process_group(device: str) -> Iterator[None]:
     if torch.distributed.is_initialized():
         yield
         return
-    backend = "nccl" if device == "cuda" else "gloo"
+    backend = group_backend(device)
     if "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
         torch.distributed.init_process_group(backend)
     else:
@@ -123,8 +132,14 @@ def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int)
         except (ValueError, OSError) as error:
             raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
     use_packed_attention(model)
+    refuse_lost_window(model, sft.max_length)
+    if sft.kernels == "fused":
+        use_fused_kernels(model)
     if sft.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if sft.gradient_checkpointing == "selective":
+            options["context_fn"] = cheap_parts_again
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if sft.lora is not None:
         if sft.gradient_checkpointing:
             model.enable_input_require_grads()
@@ -135,7 +150,7 @@ def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int)
 @contextlib.contextmanager
 def _partitioned(sft: SftConfig, precision: Precision) -> Iterator[None]:
     """Have transformers spread a model over the ranks while it is made, where ZeRO's stage is 3."""
-    if sft.zero.stage != 3:
+    if sft.zero.number != 3:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
@@ -168,7 +183,7 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
             model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (ValueError, OSError) as error:
         raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
-    config, head = model.config, model.get_output_embeddings()
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
     outside = {id(model.get_input_embeddings().weight), id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
     whole_logits = not has_plain_head(model)
@@ -185,8 +200,40 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
         vocabulary=config.vocab_size,
         block_weights=matrices,
         attention_width=config.num_attention_heads * width,
+        key_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width,
         whole_logits=whole_logits,
     )
+
+
+def check_offload(sft: SftConfig, device: str) -> None:
+    """Look for what offloading from a GPU needs on this host, before anything is loaded.
+
+    DeepSpeed compiles its AdamW for the host with the first run of a machine, and runs it with this rank's threads.
+
+    Raises:
+        UserError: a compiler or ninja is missing, or memory can't be pinned.
+    """
+    if device != "cuda" or not (sft.zero.offload_optimizer or sft.zero.offload_parameters):
+        return
+    if sft.zero.offload_optimizer:
+        missing = [name for name, found in (("g++", shutil.which("g++")), ("ninja", _has_ninja())) if not found]
+        if missing:
+            raise UserError(
+                f"sft.zero.offload_optimizer compiles AdamW for the host, and {' and '.join(missing)} can't be found on this node"
+            )
+        if torch.get_num_threads() < OFFLOAD_THREADS:
+            logger.warning(
+                "AdamW runs on the host with %d threads a rank; GPUs will wait for it: raise resources.cpus_per_rank (or --threads)",
+                torch.get_num_threads(),
+            )
+    try:
+        torch.empty(2**20, dtype=torch.uint8).pin_memory()
+    except RuntimeError as error:
+        raise UserError(f"offloading needs pinned memory, which this node refuses: {' '.join(str(error).split())[:200]}") from None
+
+
+def _has_ninja() -> bool:
+    return importlib.util.find_spec("ninja") is not None or shutil.which("ninja") is not None
 
 
 def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimizer:
@@ -220,8 +267,8 @@ def build_engine(model: nn.Module, sft: SftConfig, precision: Precision, device:
     module = RowLoss(model)
     if device == "cuda":
         module.to(torch.device("cuda", torch.cuda.current_device()))
-    config = deepspeed_config(sft, precision)
-    if universal and sft.zero.stage:
+    config = deepspeed_config(sft, precision, device)
+    if universal and sft.zero.number:
         config["checkpoint"] = {"load_universal": True}
     engine, *_ = deepspeed.initialize(model=module, optimizer=adamw(module, sft, device), config=config, dist_init_required=False)
     return engine

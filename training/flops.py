@@ -37,14 +37,15 @@ def matmul_ceiling(device: str, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     spent: list[float] = []
     while sum(spent) < (LEAST_S if len(spent) >= REPEATS else ENOUGH_S):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         torch.mm(left, right)
-        _wait(device)
+        wait_for(device)
         spent.append(time.perf_counter() - started)
     return 2 * size**3 / min(spent)
 
 
-def _wait(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Return when the device has done all that it was given; a clock that is read before that has seen nothing of it."""
     if device == "cuda":
         torch.cuda.synchronize()

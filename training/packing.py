@@ -166,18 +166,20 @@ def collate(encoded: Sequence[Encoded], part: Sequence[int], pad_to: int | None 
     return Batch(input_ids, labels, position_ids, segment, tuple(part), sum(sample.response_tokens for sample in samples))
 
 
-def attention_mask(batch: Batch, dtype: Any = None) -> Any:
+def attention_mask(batch: Batch, dtype: Any = None, window: int | None = None) -> Any:
     """Return the `(1, 1, L, L)` block-diagonal causal mask as a torch tensor: a token sees its own sample's tokens up to itself.
 
     Args:
         batch: a packed row.
         dtype: None gives a boolean mask, as `sdpa` takes it; a floating type gives 0 and that type's minimum, as `eager` adds it.
+        window: tokens that a token sees, itself included; None sees all before it.
     """
     import torch
 
     segment = torch.from_numpy(batch.segment[0])
     place = torch.arange(len(segment))
-    seen = (segment[:, None] == segment[None, :]) & (place[:, None] >= place[None, :])
+    distance = place[:, None] - place[None, :]
+    seen = (segment[:, None] == segment[None, :]) & (distance >= 0) & (distance < (window or len(segment)))
     if dtype is not None:
         seen = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return seen[None, None]
@@ -193,17 +195,22 @@ def model_inputs(batch: Batch, model: Any, device: Any) -> dict[str, Any]:
 
     inputs = {"input_ids": torch.from_numpy(batch.input_ids), "position_ids": torch.from_numpy(batch.position_ids)}
     attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
-    lengths: dict[str, int] = {}
+    on_host: dict[str, Any] = {}
     if attention == "packed":
         bounds = sample_bounds(batch)
         longest = int(np.diff(bounds).max())
-        lengths = {"max_length_q": longest, "max_length_k": longest}
+        on_host = {"max_length_q": longest, "max_length_k": longest, "sample_bounds": tuple(bounds.tolist())}
         inputs |= {"cu_seq_lens_q": torch.from_numpy(bounds), "cu_seq_lens_k": torch.from_numpy(bounds)}
         inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers then builds none
     elif "flash" not in attention:
         dtype = next(model.parameters()).dtype if attention == "eager" else None
         inputs["attention_mask"] = attention_mask(batch, dtype)
-    return {**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}, **lengths}
+        text = model.config.get_text_config()
+        if "sliding_attention" in (getattr(text, "layer_types", None) or ()):  # such models take a mask for each kind of layer
+            sliding = attention_mask(batch, dtype, text.sliding_window).to(device, non_blocking=True)
+            full = inputs.pop("attention_mask").to(device, non_blocking=True)
+            on_host["attention_mask"] = {"full_attention": full, "sliding_attention": sliding}
+    return {**{name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}, **on_host}
 
 
 def learnt(batch: Batch, device: Any) -> dict[str, Any]:

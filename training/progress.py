@@ -57,9 +57,15 @@ class Progress:
 
 
 def summary(
-    counts: Mapping[str, int], steps: Sequence[Step], rows: Sequence[dict[str, Any]], started: Mapping[str, float], ceiling: float
+    counts: Mapping[str, int],
+    steps: Sequence[Step],
+    rows: Sequence[dict[str, Any]],
+    started: Mapping[str, float],
+    ceiling: float,
+    *,
+    first: int = 0,
 ) -> dict[str, Any]:
-    """Return a finished run's figures.
+    """Return a finished run's figures. Those by second leave the first step out, in which kernels are chosen and memory is found.
 
     Args:
         counts: samples that were used, cut and dropped.
@@ -67,23 +73,26 @@ def summary(
         rows: what became of them.
         started: seconds of every part of the start.
         ceiling: as for `Progress`.
+        first: number of the first step that this process took.
     """
-    seconds = sum(row["seconds"] for row in rows)
-    tokens = sum(row["tokens"] for row in rows)
-    response = sum(row["response_tokens"] for row in rows)
+    warm = [row for row in rows if row["step"] != first] or rows
+
+    def a_second(kind: str) -> float:
+        return float(sum(row[kind] for row in warm) / max(sum(row["seconds"] for row in warm), 1e-9))
+
     return {
         **counts,
         "steps": len(rows),
         "epochs": steps[-1].epoch,
-        "response_tokens": response,
-        "tokens": tokens,
+        "response_tokens": sum(row["response_tokens"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
         "setup_s": sum(started.values()),
         "setup": dict(started),
-        "train_s": seconds,
-        "tokens_per_s": tokens / max(seconds, 1e-9),
-        "response_tokens_per_s": response / max(seconds, 1e-9),
-        "mfu": sum(row["flops"] for row in rows) / max(seconds, 1e-9) / ceiling,
+        "train_s": sum(row["seconds"] for row in rows),
+        "tokens_per_s": a_second("tokens"),
+        "response_tokens_per_s": a_second("response_tokens"),
+        "mfu": a_second("flops") / ceiling,
         "matmul_flops": ceiling,
     }

@@ -94,7 +94,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Train, seal and score the run `config["task"]`; every rank of a `TorchTrainer` calls this.
 
     Returns:
-        Plain figures; Ray Train hands on rank 0's. A loss that is no number is returned as `error`: raised, it would be tried again.
+        Plain figures; Ray Train hands on rank 0's. A loss that is no number and a run that can't fit, which all ranks find alike, are
+        returned as `error`: raised, they would be tried again.
 
     Raises:
         UserError: scoring will miss a package on this node.
@@ -104,6 +105,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     from training.engine import prepare_process  # torch comes with it: not when the driver reads this module
     from training.evaluators.vllm_engine import require_vllm
     from training.sft import NonFiniteLoss
+    from training.zero import DoesNotFit
 
     prepare_process(task.device, task.threads)
     if task.scores is not None and task.evaluation.from_folder:
@@ -111,7 +113,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {"import_s": time.perf_counter() - started}
     try:
         trained = None if task.model.sealed else _train(task, figures)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, DoesNotFit) as error:
         return {"error": str(error)}
     if task.scores is not None and not task.scores.sealed:
         _score(task, trained, figures)
@@ -178,6 +180,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     sealing = time.perf_counter()
     with _folder_to_fill(target, WEIGHTS) as folder:
         export(trained.engine, base, folder, task.sft, chat=trained.chat)
+    trained.let_optimizer_go()  # scoring wants its memory
     if target is not None:
         target.write(trained.rows, "train.parquet")
         figures |= {**trained.summary, "export_s": time.perf_counter() - sealing}
@@ -317,7 +320,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     assert task.scores is not None and task.heldout is not None
     started = time.perf_counter()
     context = ray.train.get_context()
-    half = task.device == "cuda" and task.sft.resolved_precision(task.device) == "bf16"
+    half = task.sft.resolved_precision(task.device) == "bf16"  # as it was trained, on a CPU as on a GPU
     opened = trained is None or task.evaluation.from_folder
     if opened and context.get_world_size() > 1:
         torch.distributed.barrier()  # until rank 0 has stored the model

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,14 @@ from training.chat import ChatFormat
 from training.checkpoint import CheckpointFolder, export, load_other_world
 from training.config import SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
-from training.engine import build_engine, free_memory, load_model, prepare_process, process_group, shape_of
-from training.flops import matmul_ceiling, step_flops
+from training.engine import build_engine, check_offload, free_memory, load_model, prepare_process, process_group, shape_of
+from training.flops import matmul_ceiling, step_flops, wait_for
+from training.hardware import has_amx
+from training.memory import let_optimizer_go
 from training.model_source import model_digest, resolve_model
 from training.packing import Step, collate, learnt, model_inputs
 from training.progress import Progress, describe, summary
+from training.ranks import smallest
 from training.trackers import Trackers, flat, open_trackers
 from training.zero import refuse_what_cannot_fit
 
@@ -76,6 +79,10 @@ class Trained:
         """Return the trained causal language model; with ZeRO stage 3 a rank holds only its part of the weights."""
         return self.engine.module.model
 
+    def let_optimizer_go(self) -> None:
+        """Free what only training needs; the model stays. After this nothing more can be trained, checkpointed or exported."""
+        let_optimizer_go(self.engine)
+
 
 SaveCheckpoint = Callable[[Any, int, list[dict[str, Any]]], None]  # of the engine, the steps done, their rows; called on all ranks
 OpenTrackers = Callable[[list[dict[str, Any]]], Trackers]
@@ -107,6 +114,7 @@ def fine_tune(
         NonFiniteLoss: a step's loss is no number.
         DoesNotFit: the run's estimate exceeds `memory`; no weight has been read by then.
     """
+    job = replace(job, sft=job.sft.resolved(job.device))
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     if world_size != job.sft.world_size:
         raise UserError(f"this run is of sft.world_size={job.sft.world_size}, and there are {world_size} ranks")
@@ -114,8 +122,11 @@ def fine_tune(
     data = prepare_data(job, world_size)
     clock.lap("data_s")
     precision = job.sft.resolved_precision(job.device)
+    check_offload(job.sft, job.device)
     shape = shape_of(job.model, job.sft)
     device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
+    # The least of all ranks: one that refuses alone would leave the others waiting for it.
+    device_bytes, host_bytes = smallest(device_bytes), None if host_bytes is None else smallest(host_bytes)
     needed = refuse_what_cannot_fit(shape, job.sft, precision, device_bytes=device_bytes, host_bytes=host_bytes)
     if rank == 0:
         logger.info("%s", describe(data.counts, data.steps, shape, needed, world_size))
@@ -147,7 +158,7 @@ def fine_tune(
     finally:
         if trackers:
             trackers.close(failed=failed)
-    figures = summary(data.counts, data.steps, rows, clock.laps, ceiling)
+    figures = summary(data.counts, data.steps, rows, clock.laps, ceiling, first=done)
     return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat, figures)
 
 
@@ -177,7 +188,7 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
         group["lr"] = rate
     if job.sft.lora is not None and job.sft.lora.dropout:
         torch.manual_seed(int(digest([job.training_seed, step, rank])[:15], 16))  # so that a resumed run drops the same
-    total = torch.zeros((), device=engine.device, dtype=torch.float64)
+    total = torch.zeros((), device=engine.device, dtype=torch.float64)  # read once, at the end: reading it makes the host wait
     for part in plan.ranks[rank]:
         batch = collate(data.encoded, part)
         loss = engine(**learnt(batch, engine.device), **model_inputs(batch, engine.module.model, engine.device))
@@ -188,6 +199,7 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
     if not math.isfinite(summed):
         raise NonFiniteLoss(_blame(data, plan))
     engine.step()
+    wait_for(job.device)  # the optimizer's kernels are part of the step
     return {
         "step": step,
         "loss": summed / plan.response_tokens,
@@ -237,7 +249,7 @@ def _run(given: argparse.Namespace) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = yaml.safe_load(text)
-    sft = parse(SftConfig, values)
+    sft = parse(SftConfig, values).resolved(device, amx=device == "cpu" and has_amx())
     if sft.resume_world_size:
         raise UserError("resume_world_size is for a sweep: without Ray, give the other run's checkpoints by --resume-from FOLDER")
     prepare_process(device, given.threads)

@@ -99,14 +99,16 @@ def _self_first(found: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, n
     return found, distances.astype(np.float32)
 
 
-def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 20) -> np.ndarray:
-    """Return (clusters, d) float32 unit centroids of spherical k-means; on a GPU where faiss sees one.
+def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 20, device: str = "cpu") -> np.ndarray:
+    """Return (clusters, d) float32 unit centroids of spherical k-means.
 
     Args:
         vectors: (n, d) float32 unit vectors; all of them are used.
         clusters: number of centroids, at most n.
         seed: of the start.
         iterations: passes.
+        device: `cpu`, or `cuda` for the first GPU that this process may use (faiss-gpu). It is not looked for: what is there may be
+            somebody else's, and the last bits differ.
     """
     import faiss
 
@@ -118,18 +120,24 @@ def k_means(vectors: np.ndarray, clusters: int, *, seed: int, iterations: int = 
         seed=seed + 1,
         max_points_per_centroid=len(vectors),
         min_points_per_centroid=1,
-        gpu=faiss.get_num_gpus() > 0,
+        gpu=1 if device == "cuda" else False,
     )
     trainer.train(np.ascontiguousarray(vectors, np.float32))
     return np.asarray(trainer.centroids, np.float32)
 
 
-def nearest_centroid(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (index (n,) int32, cosine (n,) float32) of each row's most similar centroid; the lowest index wins a tie."""
-    import faiss
+def nearest_centroid(vectors: np.ndarray, centroids: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Return (index (n,) int32, cosine (n,) float32) of each row's most similar centroid; the lowest index wins a tie.
 
-    if faiss.get_num_gpus():
-        index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(centroids.shape[1]))
+    Args:
+        vectors: (n, d) float32 unit vectors.
+        centroids: (k, d) float32 unit vectors.
+        device: as for `k_means`.
+    """
+    if device == "cuda":
+        import faiss
+
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.IndexFlatIP(centroids.shape[1]))
         index.add(np.ascontiguousarray(centroids, np.float32))
         similar, found = index.search(np.ascontiguousarray(vectors, np.float32), 1)
         return found[:, 0].astype(np.int32), similar[:, 0]

@@ -142,9 +142,9 @@ def training_rows(n: int, config: TopicsConfig) -> int:
     return min(n, _TRAINED * config.centroids(n))
 
 
-def train(sample: np.ndarray, n: int, config: TopicsConfig) -> np.ndarray:
-    """Return the centroids for n samples out of the vectors of the first `training_rows`."""
-    return k_means(sample, min(len(sample), config.centroids(n)), seed=config.seed)
+def train(sample: np.ndarray, n: int, config: TopicsConfig, device: str = "cpu") -> np.ndarray:
+    """Return the centroids for n samples out of the vectors of the first `training_rows`, on a device as `k_means` has it."""
+    return k_means(sample, min(len(sample), config.centroids(n)), seed=config.seed, device=device)
 
 
 def assignment_blocks(n: int) -> list[tuple[int, int]]:

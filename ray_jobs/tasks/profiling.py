@@ -110,16 +110,17 @@ class Tokenise:
 
 @dataclass(frozen=True)
 class Embed:
-    """Embed one side of each row, in fixed groups: spans start at multiples of the group."""
+    """Embed one side of each row, in fixed groups: spans start at multiples of the group. The device is the driver's decision."""
 
     artifact: Artifact
     side: str
     config: EmbedderConfig
+    device: str = "cpu"
 
     def open(self, tools: Tools, table: pa.Table) -> Callable[[int, pa.Table], None]:
         """Load the embedder."""
         del tools, table
-        return partial(self._embed, load_embedder(self.config))
+        return partial(self._embed, load_embedder(self.config, self.device))
 
     def _embed(self, embedder: Embedder, span: int, table: pa.Table) -> None:
         texts = table[self.side].to_pylist()
@@ -258,14 +259,16 @@ def make_topics(
     _write(artifact, topics(table, vectors, typing, config), sealing)
 
 
-def train_topics(embeddings: Artifact, config: TopicsConfig) -> np.ndarray:
+def train_topics(embeddings: Artifact, config: TopicsConfig, device: str = "cpu") -> np.ndarray:
     """Return the centroids of k-means for the sealed embeddings of a side."""
     rows = CorpusRows.of(embeddings)
     with one_thread():
-        return train(_vectors(rows.read(0, training_rows(len(rows), config), ["embedding"])), len(rows), config)
+        return train(_vectors(rows.read(0, training_rows(len(rows), config), ["embedding"])), len(rows), config, device)
 
 
-def assign_topics(rows: CorpusRows, embeddings: Artifact, blocks: Sequence[tuple[int, int]], centroids: np.ndarray) -> Assigned:
+def assign_topics(
+    rows: CorpusRows, embeddings: Artifact, blocks: Sequence[tuple[int, int]], centroids: np.ndarray, device: str = "cpu"
+) -> Assigned:
     """Return the nearest centroid of each row of some blocks, and the cosine to it.
 
     Raises:
@@ -277,7 +280,7 @@ def assign_topics(rows: CorpusRows, embeddings: Artifact, blocks: Sequence[tuple
         if not table["sample_id"].equals(rows.read(start, stop, ["sample_id"])["sample_id"]):
             raise ValueError(f"{embeddings.uri} holds other rows than the corpus")
         with one_thread():
-            found.append(nearest_centroid(_vectors(table), centroids))
+            found.append(nearest_centroid(_vectors(table), centroids, device))
     return np.concatenate([labels for labels, _ in found]), np.concatenate([cosine for _, cosine in found])
 
 

@@ -20,6 +20,7 @@ from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import ResourcesConfig
 from ray_jobs.job.runtime import ResourcesNotAvailable, user_error
 from training.config import SftConfig
+from training.ranks import group_backend
 from training.ray_worker import Task, train_loop
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     trainer = TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if demand.device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend=group_backend(demand.device)),
         scaling_config=ScalingConfig(num_workers=demand.ranks, use_gpu=demand.gpu, resources_per_worker=demand.rank),
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
             name=task.run,

@@ -66,15 +66,15 @@ def train(
     }
 
 
-def on_ranks(world_size: int, jobs: list[dict[str, Any]], device: str = "cpu") -> list[dict[str, Any]]:
-    """Return what `train` gives for each of the jobs on so many new processes, on CPUs or a GPU each."""
+def on_ranks(world_size: int, jobs: list[dict[str, Any]], device: str = "cpu", call: str = "tests.training.ranks:train") -> list[Any]:
+    """Return what a function, `train` by default, gives for each of the jobs on rank 0 of so many new processes, on CPUs or a GPU each."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "jobs").write_bytes(pickle.dumps(jobs))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
         environment["DS_ACCELERATOR"] = device
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, folder, str(rank), str(world_size), device],
+                [sys.executable, __file__, folder, str(rank), str(world_size), device, call],
                 env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)},
                 stderr=subprocess.PIPE,
                 text=True,
@@ -150,21 +150,23 @@ def alone() -> None:
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
-def _main(folder: str, rank: int, world_size: int, device: str) -> None:
+def _main(folder: str, rank: int, world_size: int, device: str, call: str) -> None:
     import torch
 
+    from diversity.config import load
     from training.engine import prepare_process
+    from training.ranks import group_backend
 
     prepare_process(device, 1)
     if device == "cuda":
         torch.cuda.set_device(rank)
-    backend = "nccl" if device == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    found = [train(**job, device=device) for job in pickle.loads(Path(folder, "jobs").read_bytes())]
+    torch.distributed.init_process_group(group_backend(device), init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    function = load(call)
+    found = [function(**job, device=device) for job in pickle.loads(Path(folder, "jobs").read_bytes())]
     if rank == 0:
         Path(folder, "found").write_bytes(pickle.dumps(found))
     torch.distributed.barrier()
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

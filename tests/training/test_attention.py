@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from training.attention import packed_attention, use_packed_attention
+from diversity.config import UserError
+from tests.training.reference_varlen import varlen_on_cpu
+from training import attention
+from training.attention import Row, packed_attention, refuse_lost_window, use_packed_attention, varlen_takes, written_out
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlashAttention's varlen kernels run on nothing else")
 
@@ -73,14 +76,145 @@ def test_models_that_cap_their_scores_keep_a_mask() -> None:
     assert use_packed_attention(model) == "eager"
 
 
+BOUNDS = [0, 20, 21, 51, 90]
+
+
+def agree_in_half(found: Any, wanted: Any, parts: list[Any]) -> None:
+    torch.testing.assert_close(found, wanted, atol=2e-2, rtol=2e-2)
+    slopes = torch.autograd.grad(wanted.float().square().sum(), parts), torch.autograd.grad(found.float().square().sum(), parts)
+    for expected, gradient in zip(*slopes, strict=True):
+        assert (gradient - expected).float().norm() < 2e-2 * expected.float().norm() + 1e-4
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("window", [None, 1, 7])
+def test_the_varlen_branch_is_attention_under_the_mask(heads: tuple[int, int], window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own wrapper and autograd run, on a reference of the kernel that refuses what the kernel refuses."""
+    monkeypatch.setattr(attention, "VARLEN_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention, "_flash_varlen", lambda: None)
+    parts = tensors(90, *heads, 16, dtype=torch.bfloat16)
+    wanted = naive(*parts, BOUNDS, window)
+    with varlen_on_cpu() as calls:
+        found = packed(parts, BOUNDS, window)
+        agree_in_half(found, wanted, parts)
+    assert [call["heads"] for call in calls] == [heads], "one call a layer, heads of keys not repeated"
+
+
+@pytest.mark.parametrize(
+    ("widths", "dtype", "takes"),
+    [
+        ((16, 16), torch.bfloat16, True),
+        ((256, 256), torch.float16, True),
+        ((264, 264), torch.bfloat16, False),
+        ((20, 20), torch.bfloat16, False),
+        ((24, 16), torch.bfloat16, False),  # latent attention: values have a width of their own
+        ((16, 16), torch.float32, False),
+    ],
+)
+def test_what_the_kernel_cannot_take_goes_sample_by_sample(
+    widths: tuple[int, int], dtype: Any, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "VARLEN_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention, "_flash_varlen", lambda: None)
+    torch.manual_seed(0)
+    query, key = (torch.randn(1, 2, 90, widths[0], dtype=dtype) for _ in range(2))
+    value = torch.randn(1, 2, 90, widths[1], dtype=dtype)
+    row = Row(query, key, value, torch.tensor(BOUNDS, dtype=torch.int32), 39, None, 0.0, None)
+    assert varlen_takes(row) is takes
+    with varlen_on_cpu() as calls:
+        found = packed([query, key, value], BOUNDS)
+    assert len(calls) == takes
+    torch.testing.assert_close(found, naive(query, key, value, BOUNDS, None), atol=2e-2, rtol=2e-2)
+
+
+def test_the_model_gives_the_kernel_what_it_wants(tiny_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole model in bf16 through the varlen branch: rotary embeddings, grouped heads, bounds of a packed row."""
+    from training.chat import ChatEncoder
+    from training.packing import collate, model_inputs
+
+    monkeypatch.setattr(attention, "VARLEN_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention, "_flash_varlen", lambda: None)
+    talks = [[{"role": "user", "content": "Say."}, {"role": "assistant", "content": "word " * count}] for count in (3, 9)]
+    encoded = ChatEncoder(tokenizer).encode_all(talks)
+    model = copy.deepcopy(tiny_model).bfloat16()
+    use_packed_attention(model)
+    batch = collate(encoded, (0, 1))
+    with torch.no_grad(), varlen_on_cpu() as calls:
+        found = model(**model_inputs(batch, model, "cpu")).logits.float()
+        wanted = tiny_model(input_ids=torch.from_numpy(encoded[1].input_ids).long()[None]).logits
+    assert len(calls) == model.config.num_hidden_layers
+    assert (found[:, len(encoded[0]) :] - wanted).norm() < 3e-2 * wanted.norm()
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+@pytest.mark.parametrize("window", [None, 5])
+def test_written_out_attention_is_attention(length: int, window: int | None) -> None:
+    parts = tensors(length, 3, 3)
+    torch.testing.assert_close(written_out(*parts, window).transpose(1, 2), naive(*parts, [0, length], window), atol=1e-6, rtol=1e-5)
+    half = tensors(length, 3, 3, dtype=torch.bfloat16)
+    agree_in_half(packed(half, [0, length], window), naive(*half, [0, length], window), half)
+
+
+def test_bf16_on_a_cpu_is_written_out_for_short_samples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(attention, "written_out", lambda query, *rest: seen.append(query.shape[2]) or written_out(query, *rest))
+    monkeypatch.setattr(attention, "WRITTEN_OUT", 30)
+    parts = tensors(90, 2, 2, dtype=torch.bfloat16)
+    agree_in_half(packed(parts, BOUNDS), naive(*parts, BOUNDS, None), parts)
+    packed(tensors(90, 2, 2), BOUNDS)
+    assert seen == [20, 1, 30], "and nothing of fp32"
+
+
+def tiny(kind: str, **more: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=32, **sizes, **more)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}),
+        ("gemma2", {"sliding_window": 4, "head_dim": 8}),
+        ("gemma3_text", {"sliding_window": 4, "head_dim": 8}),
+    ],
+)
+def test_windows_and_caps_of_a_model_are_kept_in_packed_rows(kind: str, more: dict[str, Any]) -> None:
+    """Two samples in a row, both longer than the window, have the logits that transformers gives each alone."""
+    from training.chat import Encoded
+    from training.packing import collate, model_inputs
+
+    torch.manual_seed(0)
+    model = tiny(kind, **more)
+    ids = [np.arange(3, 14, dtype=np.int32), np.arange(9, 29, dtype=np.int32)]
+    with torch.no_grad():
+        wanted = [model(input_ids=torch.from_numpy(one).long()[None]).logits[0] for one in ids]
+        use_packed_attention(model)
+        refuse_lost_window(model, 20)
+        batch = collate([Encoded(one, np.full(len(one), -100, np.int32), 0) for one in ids], (0, 1))
+        found = model(**model_inputs(batch, model, "cpu"), use_cache=False).logits[0]
+    torch.testing.assert_close(found, torch.cat(wanted), atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_that_would_be_lost_is_refused_before_any_work() -> None:
+    model = tiny("mistral", sliding_window=4)
+    model.set_attn_implementation("eager")  # whose one mask for all layers would have no window
+    with pytest.raises(UserError, match="set sft.max_length=4 or less"):
+        refuse_lost_window(model, 5)
+    refuse_lost_window(model, 4)
+
+
+def test_scores_of_another_kind_are_an_error() -> None:
+    with pytest.raises(UserError, match="asks its attention for softcap"):
+        packed_attention(SimpleNamespace(), *tensors(4, 1, 1), None, softcap=50.0, cu_seq_lens_q=torch.tensor([0, 4]), max_length_q=4)  # type: ignore[arg-type]
+
+
 @needs_gpu
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
 @pytest.mark.parametrize("window", [None, 64])
 def test_the_gpu_kernel_is_attention_under_the_mask(heads: tuple[int, int], window: int | None) -> None:
     bounds = [0, 200, 201, 512, 900]
     parts = tensors(900, *heads, 64, device="cuda", dtype=torch.bfloat16)
-    wanted, found = naive(*parts, bounds, window), packed(parts, bounds, window)
-    torch.testing.assert_close(found, wanted, atol=2e-2, rtol=2e-2)
-    slopes = torch.autograd.grad(wanted.float().square().sum(), parts), torch.autograd.grad(found.float().square().sum(), parts)
-    for expected, gradient in zip(*slopes, strict=True):
-        assert (gradient - expected).float().norm() < 2e-2 * expected.float().norm()
+    agree_in_half(packed(parts, bounds, window), naive(*parts, bounds, window), parts)

@@ -25,6 +25,7 @@ from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder, conversations
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
+from training.ranks import any_rank, smallest
 from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class GenerateConfig(Config):
         top_p: with a temperature, the share of probability that is drawn from.
         seed: with a temperature, of the draws.
         batch_tokens: prompt and answer tokens of a batch, padding included, and what a kill can lose; null takes 4096 on a CPU and
-            65536 on a GPU, and four times as many for vLLM, which fills up its own batches as answers end.
+            65536 on a GPU (fewer where their keys and values would fill over half of its free memory), and four times as many for vLLM,
+            which fills up its own batches as answers end.
         engine: `transformers` answers with the model as it lies on the run's ranks. `vllm` opens the saved model on every rank's device
             beside it, for many answers on GPUs; the model must fit on one device.
         vllm: further arguments of `vllm.LLM`, e.g. `{enforce_eager: true}`.
@@ -250,9 +252,11 @@ class Engine(Protocol):
 
     Attributes:
         together: all ranks must answer as often, since each holds a part of the weights.
+        batch_tokens: prompt and answer tokens of a batch where the configuration doesn't say it.
     """
 
     together: bool
+    batch_tokens: int
 
     def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
         """Return each prompt's answer; the name is the batch's own among all of a split."""
@@ -270,26 +274,32 @@ def open_engine(subject: Subject, config: GenerateConfig) -> Engine:
 def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: GenerateConfig, engine: Engine) -> list[Answer]:
     """Return every prompt's answer, on every rank; batches that are kept from before are not generated again.
 
-    Where weights are spread over ranks, all of them must generate as often: a rank that needs nothing joins in with a batch of its own.
+    Where weights are spread over ranks, all of them must generate as often. So all say first in which turns they will, and a rank that
+    needs nothing in such a turn joins in with a batch of its own.
     """
     import torch
 
-    parts = batches([len(prompt.ids) for prompt in asking], config, torch.device(subject.device).type)
-    mine = list(enumerate(parts))[subject.rank :: subject.world_size]
+    parts = batches([len(prompt.ids) for prompt in asking], config, engine.batch_tokens)
+    turns = -(-len(parts) // subject.world_size)
+    numbers = list(range(len(parts)))[subject.rank :: subject.world_size]
+    mine = [[asking[place] for place in parts[number]] for number in numbers]
+    names = [f"{split}-{digest([config.model_dump(mode='json'), [prompt.sample_id for prompt in batch]])}" for batch in mine]
+    kept = [_kept(subject, name) for name in names]
+    wanted = [answers is None for answers in kept] + [False] * (turns - len(mine))
+    together = any_rank(wanted) if engine.together else wanted
     found: dict[int, Answer] = {}
-    for turn in range(-(-len(parts) // subject.world_size)):
-        number, places = mine[turn] if turn < len(mine) else (turn, parts[-1])
-        batch = [asking[place] for place in places]
-        name = f"{split}-{digest([config.model_dump(mode='json'), [prompt.sample_id for prompt in batch]])}"
-        answers = _kept(subject, name) if turn < len(mine) else []
-        if answers is None or (engine.together and _any_rank(answers is None)):
-            generated = engine(batch, f"{split}-{number}")
-            if answers is None:
-                answers = generated
-                _keep(subject, name, batch, answers)
-        if turn < len(mine):
-            found |= dict(zip(places, answers, strict=True))
-            logger.info("generate: %d of %d prompts of split %s answered by this rank", len(found), len(asking), split)
+    for turn in range(turns):
+        own = turn < len(mine)
+        batch = mine[turn] if own else [asking[place] for place in parts[-1]]
+        generated = engine(batch, f"{split}-{numbers[turn] if own else turn}") if together[turn] else []
+        if not own:
+            continue
+        answers = kept[turn]
+        if answers is None:
+            answers = generated
+            _keep(subject, names[turn], batch, answers)
+        found |= dict(zip(parts[numbers[turn]], answers, strict=True))
+        logger.info("generate: %d of %d prompts of split %s answered by this rank", len(found), len(asking), split)
     if subject.world_size > 1:
         everyone: list[Any] = [None] * subject.world_size
         torch.distributed.all_gather_object(everyone, found)
@@ -297,10 +307,9 @@ def answer_all(subject: Subject, split: str, asking: Sequence[Prompt], config: G
     return [found[place] for place in range(len(asking))]
 
 
-def batches(lengths: Sequence[int], config: GenerateConfig, device: str = "cpu") -> list[list[int]]:
+def batches(lengths: Sequence[int], config: GenerateConfig, usual: int = BATCH_TOKENS["transformers"]["cpu"]) -> list[list[int]]:
     """Return batches of prompts of like length, longest first, each within the batch's tokens (or a single prompt)."""
-    usual = BATCH_TOKENS[config.engine]
-    budget = config.batch_tokens or usual.get(device, usual["cpu"])
+    budget = config.batch_tokens or usual
     found: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
         longest = lengths[found[-1][0]] if found else 0
@@ -311,13 +320,26 @@ def batches(lengths: Sequence[int], config: GenerateConfig, device: str = "cpu")
     return found
 
 
-def _any_rank(mine: bool) -> bool:
-    """Return whether it is so on any rank."""
-    import torch
+def kv_bytes(config: Any, itemsize: int) -> int:
+    """Return the bytes of keys and values that a token leaves behind in all layers of a model.
 
-    said = torch.tensor(int(mine))
-    torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
-    return bool(said)
+    Args:
+        config: of the model, as transformers has it.
+        itemsize: bytes of a number.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * itemsize)
+
+
+def affordable_tokens(usual: int, free: int, per_token: int) -> int:
+    """Return the tokens of a batch: as many as usual, or fewer where keys and values would fill over half of the free memory.
+
+    Fewer are a power of two, so that a run that goes on after a kill mostly finds its batches again.
+    """
+    most = max(1, free // (2 * max(per_token, 1)))
+    return usual if usual <= most else 1 << (most.bit_length() - 1)
 
 
 class TransformersEngine:
@@ -325,6 +347,7 @@ class TransformersEngine:
 
     def __init__(self, subject: Subject, config: GenerateConfig) -> None:
         self.subject, self.config = subject, config
+        self.batch_tokens = self._batch_tokens()
         self.together = subject.world_size > 1 and any(hasattr(weight, "ds_id") for weight in subject.model.parameters())
 
     def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
@@ -349,6 +372,19 @@ class TransformersEngine:
                 synced_gpus=self.together,
             )
         return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
+
+    def _batch_tokens(self) -> int:
+        """Return the tokens of a batch if the configuration doesn't say it, the same on all ranks."""
+        import torch
+
+        device = torch.device(self.subject.device)
+        usual = BATCH_TOKENS["transformers"].get(device.type, BATCH_TOKENS["transformers"]["cpu"])
+        if self.config.batch_tokens or device.type != "cuda":
+            return usual
+        torch.cuda.empty_cache()
+        free = smallest(torch.cuda.mem_get_info(device)[0])
+        itemsize = 2 if torch.is_autocast_enabled(device.type) else self.subject.model.dtype.itemsize
+        return affordable_tokens(usual, free, kv_bytes(self.subject.model.config, itemsize))
 
     def close(self) -> None:
         """Nothing is held beside the model."""

@@ -16,7 +16,7 @@ from diversity.keys import order, priorities, sample_keys
 from training.chat import NO_LABEL, ChatEncoder, Encoded, conversations, cut_response, fit
 from training.evaluators import SampleFigures, Score, Subject, group_numbers, mean_and_error
 from training.evaluators.strata import METRICS, N_CODES, TokenStrata
-from training.packing import Batch, assign, collate, model_inputs
+from training.packing import Batch, assign, collate, learnt, model_inputs
 from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
@@ -177,15 +177,15 @@ def token_nll(model: Any, batch: Batch, device: Any) -> Any:
     """Return the NLL of each labelled token of a packed row, in order, as a float32 tensor."""
     import torch
 
-    labels = torch.from_numpy(batch.labels[0]).to(device)
-    places = torch.nonzero(labels[1:] != NO_LABEL).flatten()
+    found = learnt(batch, device)
+    places, targets = found["predicting"], found["targets"]
     with torch.no_grad():
         # An empty row asks for one place all the same: with ZeRO stage 3, every rank must go through every layer.
         asked = places if len(places) else torch.zeros(1, dtype=torch.int64, device=device)
         logits = model(**model_inputs(batch, model, device), use_cache=False, logits_to_keep=asked).logits[0, : len(places)]
-        pieces = zip(logits.split(LOGIT_ROWS), labels[places + 1].split(LOGIT_ROWS), strict=True)
-        found = [torch.nn.functional.cross_entropy(logit.float(), label, reduction="none") for logit, label in pieces]
-    return torch.cat(found)
+        pieces = zip(logits.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        losses = [torch.nn.functional.cross_entropy(logit.float(), label, reduction="none") for logit, label in pieces]
+    return torch.cat(losses)
 
 
 def _scored_part(sample: Encoded, config: NllConfig) -> Encoded | None:

@@ -1,7 +1,8 @@
 """Answers by vLLM: every rank has an engine of its own, on its own device, of the model as it was saved.
 
 The only file of this package that names vLLM, which is no dependency: it is imported where an answer is wanted. The engine runs in a
-process of its own and shares the device with the training engine; what memory is free when it starts is what it may take.
+process of its own; the model that was trained goes to the memory of the host meanwhile, and what is free when vLLM starts is what it
+may take.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from diversity.artifact import digest
 from diversity.config import ConfigError, UserError
-from training.evaluators.generate import Answer, GenerateConfig, Prompt, answer_of
+from training.evaluators.generate import BATCH_TOKENS, Answer, GenerateConfig, Prompt, answer_of
+from training.memory import SetAside
 
 if TYPE_CHECKING:
     from training.evaluators import Subject
@@ -47,6 +49,10 @@ class VllmEngine:
             raise ValueError("vLLM opens a saved model, and this subject has no folder")
         self.folder, self.device, self.dtype = subject.folder, subject.device, subject.model.dtype
         self.end, self.config = subject.encoder.end, config
+        self.model = subject.model
+        self._aside: SetAside | None = None
+        kinds = BATCH_TOKENS["vllm"]
+        self.batch_tokens = kinds.get(str(subject.device).partition(":")[0], kinds["cpu"])
         self._llm: Any = None
 
     def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
@@ -75,15 +81,19 @@ class VllmEngine:
         return [answer_of(request.outputs[0].token_ids, [self.end]) for request in found]
 
     def close(self) -> None:
-        """End vLLM's process, if it was started."""
+        """End vLLM's process, if it was started, and have the model back on the device."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+        if self._aside is not None:
+            self._aside.back()
+            self._aside = None
 
     def _started(self) -> Any:
         if self._llm is None:
             from vllm import LLM
 
+            self._aside = self._aside or SetAside(self.model)  # what it holds of the device is vLLM's now
             options = {
                 "model": str(self.folder),
                 "generation_config": "vllm",  # not the folder's: what is drawn is this evaluator's configuration alone

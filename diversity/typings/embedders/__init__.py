@@ -56,8 +56,8 @@ class Embedder(Protocol):
         """Return (n, dimension) float32 unit vectors in the order of the texts."""
 
     @staticmethod
-    def identity(config: EmbedderConfig) -> dict[str, Any]:
-        """Return what decides the vectors: names, versions and digests of weights. It must not load the weights."""
+    def identity(config: EmbedderConfig, device: str = "cpu") -> dict[str, Any]:
+        """Return what decides the vectors: names, versions, digests, precision, and device where it counts. It must not load weights."""
 
 
 def embedder_class(config: EmbedderConfig) -> Any:
@@ -65,9 +65,10 @@ def embedder_class(config: EmbedderConfig) -> Any:
     return lookup(EMBEDDERS, config.name, "embedder")
 
 
-def load_embedder(config: EmbedderConfig) -> Embedder:
-    """Return the embedder that a config names, loaded."""
-    return embedder_class(config)(config)
+def load_embedder(config: EmbedderConfig, device: str = "cpu") -> Embedder:
+    """Return the embedder that a config names, loaded on a kind of device, `cpu` or `cuda`: who calls decides, never what is there."""
+    embedder: Embedder = embedder_class(config)(config, device)
+    return embedder
 
 
 def embed(texts: Sequence[str], config: EmbedderConfig | None = None) -> np.ndarray:

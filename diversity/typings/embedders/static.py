@@ -38,7 +38,7 @@ class StaticEmbedder:
 
     dimension = 256
 
-    def __init__(self, config: EmbedderConfig) -> None:
+    def __init__(self, config: EmbedderConfig, device: str = "cpu") -> None:
         """Load weights and tokenizer out of the installed package, after a check of their sha256.
 
         Raises:
@@ -57,7 +57,7 @@ class StaticEmbedder:
         self._cache = np.empty((_CACHED_WORDS, self.dimension), np.float32)
 
     @staticmethod
-    def identity(config: EmbedderConfig) -> dict[str, Any]:
+    def identity(config: EmbedderConfig, device: str = "cpu") -> dict[str, Any]:
         """Return the digests of the weights and the tokenizer."""
         return {"name": config.name, "weights": WEIGHTS[1], "tokenizer": TOKENIZER[1]}
 

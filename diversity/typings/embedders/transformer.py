@@ -24,8 +24,12 @@ BUDGET_CPU, BUDGET_INT8, BUDGET_GPU = 4096, 1024, 65_536  # int8 attention is wr
 class TransformerEmbedder:
     """Unit vectors out of the last hidden states, pooled as the model's folder says; mean is the default."""
 
-    def __init__(self, config: EmbedderConfig) -> None:
+    def __init__(self, config: EmbedderConfig, device: str = "cpu") -> None:
         """Load the model.
+
+        Args:
+            config: which, and how precise.
+            device: kind of device, `cpu` or `cuda`. It is not looked for: a GPU that a worker sees may be somebody else's.
 
         Raises:
             ConfigError: it can't be had, or has a step that is not known here (a dense layer, another pooling).
@@ -36,7 +40,7 @@ class TransformerEmbedder:
         model = model_folder(str(config.model))
         self._pooling = model.pooling
         self._torch = torch
-        self._device = "cuda" if torch.cuda.is_available() and config.precision != "int8" else "cpu"
+        self._device = "cpu" if config.precision == "int8" else device
         self._tokenizer = AutoTokenizer.from_pretrained(model.weights)
         shape = AutoConfig.from_pretrained(model.weights)
         self.dimension = int(shape.hidden_size)
@@ -47,26 +51,24 @@ class TransformerEmbedder:
             self._budget = BUDGET_INT8
             self._forward = int8_forward(model)
         else:
-            self._model = self._loaded(model.weights, config.precision)
+            self._model = self._loaded(model.weights, resolved_precision(config, device))
             self._forward = self._torch_forward
 
     def _loaded(self, folder: Path, precision: str) -> Any:
         from transformers import AutoModel
 
         torch = self._torch
-        wide = precision == "fp32" or (precision == "auto" and self._device == "cpu")
-        return AutoModel.from_pretrained(folder, dtype=torch.float32 if wide else torch.bfloat16).to(self._device).eval()
+        return AutoModel.from_pretrained(folder, dtype=torch.float32 if precision == "fp32" else torch.bfloat16).to(self._device).eval()
 
     @staticmethod
-    def identity(config: EmbedderConfig) -> dict[str, Any]:
-        """Return the digests of the folder's files, and the packages that compute."""
+    def identity(config: EmbedderConfig, device: str = "cpu") -> dict[str, Any]:
+        """Return the digests of the folder's files, the packages that compute, precision and device: GPUs add up in another order."""
         digests = model_folder(str(config.model)).digests()
         found = {"name": config.name, "files": digests, "packages": package_versions("torch", "transformers")}
+        found["precision"] = resolved_precision(config, device)
         if config.precision == "int8":
-            found["int8"] = int8_identity()
-        elif config.precision != "auto":
-            found["precision"] = config.precision
-        return found
+            return {**found, "int8": int8_identity()}
+        return {**found, "device": device}
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return (n, dimension) float32 unit vectors."""
@@ -97,6 +99,13 @@ class TransformerEmbedder:
         given, kept = torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
         hidden = self._model(input_ids=given, attention_mask=None if mask.all() else kept).last_hidden_state.float()
         return pool(hidden, kept, self._pooling).cpu().numpy()
+
+
+def resolved_precision(config: EmbedderConfig, device: str) -> str:
+    """Return the precision on a kind of device, where the config leaves it open: bf16 on a GPU, fp32 on a CPU."""
+    if config.precision == "auto":
+        return "bf16" if device == "cuda" else "fp32"
+    return config.precision
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
