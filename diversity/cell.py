@@ -17,7 +17,7 @@ SIDES = ("instruction", "response")
 GRANULARITIES = ("macro", "meso", "micro")
 TYPINGS = tuple(f"{side}-{granularity}" for side in SIDES for granularity in GRANULARITIES)
 FULL = "full-corpus"  # the strategy that leaves nothing out; on request, and once in a grid
-CONTROLS = ("none", "length-window", "length-quota", "source-quota", "tokens")
+CONTROLS = ("none", "length-window", "length-quota", "source-quota", "score-quota", "tokens")
 
 
 @dataclass(frozen=True)

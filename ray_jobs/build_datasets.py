@@ -21,7 +21,7 @@ from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.regenerate import maker
 from ray_jobs.report.distinct import distinct_lines
 from ray_jobs.report.gather import distinct_of
-from ray_jobs.tasks import building, length_window, shards
+from ray_jobs.tasks import building, length_window, scoring, shards
 from ray_jobs.tasks.building import Sources
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def dataset_artifact(context: Context, cell: Cell) -> Artifact:
         request["version"] = version(cell)
     if sides := needs(cell, experiment.grid).embeddings:
         request["embeddings"] = [profile_corpus.embedding_artifact(context, side).fingerprint for side in sides]
+    if scores := scoring.score_artifact(context, profile_corpus.corpus_artifact(context)):
+        request["scores"] = scores.fingerprint
     profiles = {typing: profile_corpus.profile_artifact(context, typing).fingerprint for typing in experiment.typings}
     selection = experiment.selection.model_dump(mode="json", exclude={"materialise"})
     name = fingerprint(
@@ -108,6 +110,7 @@ def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:
         ArtifactError: a parent is not sealed.
     """
     experiment = context.experiment
+    scores = scoring.score_artifact(context, profile_corpus.corpus_artifact(context))
     return Sources(
         corpus=context.require(profile_corpus.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else maker(context)),
         profiles={t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings},
@@ -118,6 +121,7 @@ def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:
         selection=experiment.selection,
         grid=experiment.grid,
         peels={typing: peel_artifact(context, typing) for typing in _dialled(cells, experiment.grid)},
+        scores=context.require(scores, "profile_corpus") if scores else None,
     )
 
 

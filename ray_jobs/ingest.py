@@ -28,6 +28,7 @@ from diversity.corpus.ingestion import (
     STAGED_SCHEMA,
     ContentHash,
     Counts,
+    above_score,
     counted,
     limit_order,
     limit_threshold,
@@ -73,6 +74,8 @@ class Ingest:
         """Return what of the configuration changes what is sealed; evaluation prompts by their content."""
         corpus = self.context.experiment.corpus
         settings: dict[str, Any] = {"columns": corpus.columns, "limit": corpus.limit}
+        if corpus.min_score is not None:
+            settings["min_score"] = corpus.min_score
         if corpus.contamination is not None:
             prompts = Inputs(corpus.contamination.paths, cache_folder() / "digests.json").roots
             settings["contamination"] = {**corpus.contamination.model_dump(exclude={"paths"}), "prompts": prompts}
@@ -128,15 +131,19 @@ def _build(context: Context, stage: Ingest) -> None:
     merge_part, lowest_places = ray.remote(_merge_part), ray.remote(_lowest)
     threshold = None
     if corpus.limit is not None:
-        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit, held) for places in parts])
+        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit, held, corpus.min_score) for places in parts])
         threshold = limit_threshold(lowest, corpus.limit)
-    results = ray.get([merge_part.remote(artifact, number, places, threshold, held) for number, places in enumerate(parts)])
+    results = ray.get(
+        [merge_part.remote(artifact, number, places, threshold, held, corpus.min_score) for number, places in enumerate(parts)]
+    )
     for result in results:
         counts.samples += result["samples"]
         counts.beyond_limit += result["beyond_limit"]
         counts.removed += result["removed"]
+        counts.below_score += result["below_score"]
         counts.duplicates.update(result["duplicates"])
         counts.sources.update(result["sources"])
+    counts.check_scores(corpus.min_score)
     if prompts is not None:
         counts.contamination = tally(artifact.read(CONTAMINATED), prompts)
         logger.info("ingest: contamination: %s", _told(counts.contamination))
@@ -157,7 +164,7 @@ def _build(context: Context, stage: Ingest) -> None:
             **figures,
         }
     )
-    told = ("rows_read", "samples", "duplicates", "rejected", "removed", "beyond_limit")
+    told = ("rows_read", "samples", "duplicates", "rejected", "removed", "below_score", "beyond_limit")
     logger.info("ingest: %s", _told({name: figures[name] for name in told}))
 
 
@@ -242,16 +249,21 @@ def _merged(artifact: Artifact, places: list[tuple[str, int]]) -> tuple[pa.Table
     return merge(tables)
 
 
-def _lowest(artifact: Artifact, places: list[tuple[str, int]], limit: int, prompts: Prompts | None) -> np.ndarray:
+def _lowest(artifact: Artifact, places: list[tuple[str, int]], limit: int, prompts: Prompts | None, least: float | None) -> np.ndarray:
     """Return the lowest numbers in `limit_order` of a run of buckets, as many as could be taken."""
     merged, _ = _merged(artifact, places)
-    samples = screen(merged, prompts)[0] if prompts is not None and prompts.remove else merged
+    samples = above_score(screen(merged, prompts)[0] if prompts is not None and prompts.remove else merged, least)
     order = limit_order(samples["sample_id"])
     return order if len(order) <= limit else np.partition(order, limit - 1)[:limit]
 
 
 def _merge_part(
-    artifact: Artifact, number: int, places: list[tuple[str, int]], threshold: int | None, prompts: Prompts | None
+    artifact: Artifact,
+    number: int,
+    places: list[tuple[str, int]],
+    threshold: int | None,
+    prompts: Prompts | None,
+    least: float | None,
 ) -> dict[str, Any]:
     """Write one part of the corpus, and of the report on contamination if there are prompts, and return its counts."""
     merged, duplicates = _merged(artifact, places)
@@ -259,12 +271,14 @@ def _merge_part(
     if prompts is not None:
         clean, report = screen(merged, prompts)
         artifact.write(report, f"{CONTAMINATED}/part-{number:05d}.parquet")
-    samples = within_limit(clean, threshold)
+    good = above_score(clean, least)
+    samples = within_limit(good, threshold)
     artifact.write(samples, f"data/part-{number:05d}.parquet")
     return {
         "samples": len(samples),
         "removed": len(merged) - len(clean),
-        "beyond_limit": len(clean) - len(samples),
+        "below_score": len(clean) - len(good),
+        "beyond_limit": len(good) - len(samples),
         "duplicates": duplicates,
         "sources": counted(samples["source"]),
     }

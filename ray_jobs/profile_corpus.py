@@ -30,7 +30,7 @@ from ray_jobs.job.device import device_kind, faiss_device, gpus
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, finished, main, once
 from ray_jobs.regenerate import maker
-from ray_jobs.tasks import length_window, profiling, vllm
+from ray_jobs.tasks import length_window, profiling, scoring, vllm
 from ray_jobs.tasks.corpus_rows import CorpusRows
 from ray_jobs.tasks.profiling import Embed, SpanWorker, Tag, Tokenise, Work
 from training.model_source import resolve_model, tokenizer_digest
@@ -121,6 +121,17 @@ def run(context: Context) -> None:
         _profile(window, derived)
 
 
+def _score(context: Context, corpus: Artifact) -> None:
+    """Seal every sample's score where the experiment asks for one."""
+    scores = scoring.score_artifact(context, corpus)
+    if scores is None:
+        return
+    if not scores.sealed:
+        context.connect()
+        scoring.make_scores(context, corpus, scores, 1 if _gpus(context) else 0)
+    context.index.add("scored", f"samples{context.suffix}", scores)
+
+
 def _tell_english(rows: CorpusRows) -> None:
     """Say that keyphrases are English, and how much of the corpus's beginning (ids are hashes: a random part) is in other scripts."""
     head = rows.read(0, min(len(rows), SCRIPTS_ROWS), ["instruction", "response"])
@@ -144,6 +155,7 @@ def _profile(context: Context, corpus: Artifact) -> None:
         telemetry.add("samples", len(rows) * len(missing), stage="profile_corpus")
     for typing in context.experiment.typings:
         _check_topics(context, typing, artifacts[typing])
+    _score(context, corpus)
     suffix = context.suffix
     context.index.add_many("embeddings", {f"{side}{suffix}": artifacts[f"{side} embeddings"] for side in context.experiment.embedded_sides})
     context.index.add_many("profile", {f"{typing}{suffix}": artifacts[typing] for typing in context.experiment.typings})

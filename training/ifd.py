@@ -8,9 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
+
+from diversity.config import Config
+
+
+class ScorerConfig(Config):
+    """What scores samples.
+
+    Attributes:
+        name: `ifd`, by the experiment's model.
+        max_tokens: of a sample; longer ones get no score.
+    """
+
+    name: Literal["ifd"] = "ifd"
+    max_tokens: int = Field(default=1024, ge=16)
 
 
 def difficulties(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]], *, device: str = "cpu", most: int = 1024) -> np.ndarray:

@@ -65,6 +65,7 @@ class Ground:
         positions: of the types in the pruning, 1 = given up last, by typing; of those typings that datasets are chosen by.
         births: the smallest k at which each sample is in the pool, 0 for none, likewise.
         window: response lengths of a corpus derived by the control `length-window`.
+        scores: quality of each sample, `(n,) float64`, NaN where it has none; None where no sample has one.
         text_types: types counted again from the text, by typing; empty without `--from-text`.
     """
 
@@ -77,6 +78,7 @@ class Ground:
     births: Mapping[str, np.ndarray]
     window: tuple[int, int] | None = None
     text_types: Mapping[str, Types] = field(default_factory=dict)
+    scores: np.ndarray | None = None
 
 
 def digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

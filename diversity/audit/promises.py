@@ -263,12 +263,26 @@ def _control(case: Case) -> Finding:
         return FAIL, "it is not known which pool the quotas come from"
     typing, k_min = case.asked.quota_from
     births = ground.births[typing]
-    bins = _length_bins(lengths) if control == "length-quota" else np.unique(ground.sources, return_inverse=True)[1]
+    if control == "score-quota" and ground.scores is None:
+        return FAIL, "no sample has a score"
+    bins = _bins(ground, control)
     n_bins = int(bins.max()) + 1
     quota = _largest_remainders(case.cell.size, np.bincount(bins[(births >= 1) & (births <= k_min)], minlength=n_bins).tolist())
     have = np.bincount(bins[case.known], minlength=n_bins).tolist()
     off = sum(abs(a - b) for a, b in zip(have, quota, strict=True)) // 2
     return found(have == quota, f"{off} samples in the wrong of {n_bins} bins; quotas from the pool of {typing} at k {k_min}")
+
+
+def _bins(ground: Ground, control: str) -> np.ndarray:
+    """Return the bin of each sample: octile of length or of score (those without one apart, last), or source."""
+    if control == "length-quota":
+        return _length_bins(ground.tokens["response"])
+    if control == "source-quota" or ground.scores is None:
+        return np.unique(ground.sources, return_inverse=True)[1]
+    bins, has = np.full(len(ground.scores), OCTILES), ~np.isnan(ground.scores)
+    if has.any():
+        bins[has] = _length_bins(ground.scores[has])
+    return bins
 
 
 def _seed(case: Case) -> Finding:

@@ -14,8 +14,10 @@ class CorpusConfig(Config):
 
     Attributes:
         paths: files, folders, globs, URIs, or `builtin:python-docs`.
-        columns: e.g. `{instruction: question, response: answer}`; keys are `instruction`, `input`, `response`, `messages`, `source`.
+        columns: e.g. `{instruction: question, response: answer}`. Keys are `instruction`, `input`, `response`, or `messages`; and what may
+            stand beside any format: `system`, `history`, `tools`, `reasoning`, `source`, `score`.
         max_rejected: largest share of rows that may be unusable, in [0, 1].
+        min_score: samples whose `score` is lower, or that have none, are left out and counted; null keeps all.
         limit: number of samples to keep, chosen by a keyed hash of their ids; null keeps all.
         contamination: evaluation prompts that the corpus is checked for; null checks nothing.
     """
@@ -23,6 +25,7 @@ class CorpusConfig(Config):
     paths: list[str] = Field(default_factory=list)
     columns: dict[str, str] | None = None
     max_rejected: float = Field(default=0.05, ge=0.0, le=1.0)
+    min_score: float | None = None
     limit: int | None = Field(default=None, ge=1)
     contamination: ContaminationConfig | None = None
 

@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass
 class Counts:
-    """What became of the rows. Always `rows_read = samples + duplicates + rejected + removed + beyond_limit`.
+    """What became of the rows. Always `rows_read = samples + duplicates + rejected + removed + below_score + beyond_limit`.
 
     `contamination` has the figures of the check against evaluation prompts, where there was one; `removed` what it took out.
     """
@@ -60,6 +60,7 @@ class Counts:
     samples: int = 0
     beyond_limit: int = 0
     removed: int = 0
+    below_score: int = 0
     contamination: dict[str, Any] | None = None
     rejected: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
@@ -83,6 +84,7 @@ class Counts:
             "duplicates": sum(self.duplicates.values()),
             "rejected": sum(self.rejected.values()),
             "removed": self.removed,
+            "below_score": self.below_score,
             "beyond_limit": self.beyond_limit,
             "reasons": dict(self.rejected.most_common()),
             "sources": dict(sorted(listed.items())),
@@ -108,6 +110,17 @@ class Counts:
             allowed = f", more than corpus.max_rejected = {max_rejected:g} allows" if max_rejected < 1 else ""
             told = [f"{rejected} of {self.rows_read} rows can't be used{allowed}: {commonest}", *self.seen.explained(ranked[0][0])]
             raise TooManyRejected("; ".join(told))
+
+    def check_scores(self, least: float | None) -> None:
+        """Check that a lowest score leaves something.
+
+        Raises:
+            TooManyRejected: it does not.
+        """
+        if least is not None and not self.samples:
+            raise TooManyRejected(
+                f"no sample has a score of {least:g} or more ({self.below_score} have less, or none): name the column with corpus.columns"
+            )
 
 
 def batches(rows: Iterable[Row], *, file: str, source: str, digest: str, columns: Mapping[str, str] | None = None) -> Iterator[Batch]:
@@ -232,6 +245,13 @@ def limit_threshold(lowest: Iterable[np.ndarray], limit: int) -> int | None:
     """
     places = np.concatenate([np.asarray(part, dtype=np.uint64) for part in lowest])
     return int(np.partition(places, limit - 1)[limit - 1]) if len(places) >= limit else None
+
+
+def above_score(samples: pa.Table, least: float | None) -> pa.Table:
+    """Return the samples with a score of at least that."""
+    if least is None:
+        return samples
+    return samples.filter(pc.fill_null(pc.greater_equal(samples["score"], least), False))
 
 
 def within_limit(samples: pa.Table, threshold: int | None) -> pa.Table:

@@ -19,6 +19,7 @@ from diversity.corpus.ingestion import (
     REJECTED_SCHEMA,
     Batch,
     Counts,
+    above_score,
     batches,
     bucket_count,
     counted,
@@ -182,9 +183,11 @@ def _gather(found: Sequence[tuple[str, Batch]], config: CorpusConfig) -> tuple[p
         prompts, before = Prompts.read(config.contamination), len(merged)
         merged, report = screen(merged, prompts)
         counts.removed, counts.contamination = before - len(merged), tally(report, prompts)
-    threshold = limit_threshold([limit_order(merged["sample_id"])], config.limit) if config.limit else None
-    samples = within_limit(merged, threshold)
-    counts.samples, counts.beyond_limit = len(samples), len(merged) - len(samples)
+    good = above_score(merged, config.min_score)
+    threshold = limit_threshold([limit_order(good["sample_id"])], config.limit) if config.limit else None
+    samples = within_limit(good, threshold)
+    counts.samples, counts.below_score, counts.beyond_limit = len(samples), len(merged) - len(good), len(good) - len(samples)
+    counts.check_scores(config.min_score)
     counts.sources = counted(samples["source"])
     rejected = pa.concat_tables([REJECTED_SCHEMA.empty_table(), *(batch.rejected for _, batch in found)])
     return samples, rejected, counts

@@ -38,11 +38,13 @@ class Corpus:
         ids: sample ids, ascending, `(n,)` `S32`.
         tokens: number of the model's tokens of each side, `(n,)` int32.
         incidences: one for every typing that coverage is measured on.
+        scores: quality, `(n,) float64`, NaN where a sample has none; None where no sample has one.
     """
 
     ids: np.ndarray
     tokens: Mapping[str, np.ndarray]
     incidences: Mapping[str, Incidence]
+    scores: np.ndarray | None = None
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of every id, int64.
@@ -179,8 +181,17 @@ def check(
         "content": content_hash(ids),
         "tokens": {side: int(tokens[rows].sum()) for side, tokens in corpus.tokens.items()},
         "coverage": {typing: float(mask.mean()) for typing, mask in covered.items()},
+        **_scored(corpus.scores, rows),
         "sources": {entry["values"]: entry["counts"] for entry in sorted(sources, key=lambda entry: (-entry["counts"], entry["values"]))},
     }
+
+
+def _scored(scores: np.ndarray | None, rows: np.ndarray) -> dict[str, Any]:
+    """Return the mean score of the rows that have one, and how many have none; nothing where no sample of the corpus has one."""
+    if scores is None:
+        return {}
+    known = scores[rows][~np.isnan(scores[rows])]
+    return {"score": {"mean": float(known.mean()) if len(known) else None, "without": len(rows) - len(known)}}
 
 
 def _check_texts(table: pa.Table, cell: Cell) -> None:

@@ -42,7 +42,7 @@ class Control:
     @property
     def by_bin(self) -> bool:
         """Return whether the level-0 pool gives quotas to bins."""
-        return self.name in ("length-quota", "source-quota")
+        return self.name in ("length-quota", "source-quota", "score-quota")
 
     def budget(self, size: int) -> int:
         """Return what a dataset of that size holds in weights: size, or floor(size x mean response tokens of the corpus)."""
@@ -68,7 +68,9 @@ class Control:
         return apportion(size, np.bincount(self.bins[pool], minlength=self.n_bins))
 
 
-def make_control(name: str, tokens: Mapping[str, np.ndarray], sources: np.ndarray, n_sources: int) -> Control:
+def make_control(
+    name: str, tokens: Mapping[str, np.ndarray], sources: np.ndarray, n_sources: int, scores: np.ndarray | None = None
+) -> Control:
     """Return a control over a corpus.
 
     Args:
@@ -76,9 +78,10 @@ def make_control(name: str, tokens: Mapping[str, np.ndarray], sources: np.ndarra
         tokens: token counts `(n,)` of each side; `length-quota` and `tokens` go by the response's.
         sources: `(n,) int32` source codes.
         n_sources: how many codes there are.
+        scores: quality `(n,) float64` for `score-quota`, NaN where a sample has none; None where no sample has one.
 
     Raises:
-        ConfigError: an unknown control.
+        ConfigError: an unknown control, or one by scores that the corpus has not.
     """
     ones, zeros = np.ones(len(sources), dtype=np.int64), np.zeros(len(sources), dtype=np.int32)
     if name in ("none", "length-window"):
@@ -87,9 +90,21 @@ def make_control(name: str, tokens: Mapping[str, np.ndarray], sources: np.ndarra
         return Control(name, ones, sources.astype(np.int32), n_sources)
     if name == "length-quota":
         return Control(name, ones, length_bins(tokens["response"]), OCTILES)
+    if name == "score-quota":
+        if scores is None:
+            raise ConfigError("control score-quota: no sample has a score; map a column, corpus.columns={score: …}, or set profile.scorer")
+        return Control(name, ones, score_bins(scores), OCTILES + 1)
     if name == "tokens":
         return Control(name, tokens["response"].astype(np.int64), zeros, 1)
     raise ConfigError(f"unknown control {name!r}{near_matches(name, CONTROLS)}")
+
+
+def score_bins(scores: np.ndarray) -> np.ndarray:
+    """Return the octile `(n,) int32` of each score, as `length_bins`; samples without one (NaN) are a bin of their own, the last."""
+    bins = np.full(len(scores), OCTILES, dtype=np.int32)
+    has = ~np.isnan(scores)
+    bins[has] = length_bins(scores[has])
+    return bins
 
 
 def length_bins(lengths: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from diversity.typings.topics import TopicsConfig
 from ray_jobs.report import ReportConfig
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
+from training.ifd import ScorerConfig
 
 USUAL_STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "analyze")
 STAGES = ("ingest", "regenerate", "heldout", "profile_corpus", "build_datasets", "sweep", "answer", "judge", "analyze")  # in order
@@ -40,6 +41,7 @@ class ProfileConfig(Config):
         tokenizers: further units of micro typings, `{llama: /models/llama}` for `response-micro@llama`: a folder with tokenizer.json, a hub
             id or a built-in model.
         typings: those that coverage of every dataset is measured on.
+        scorer: what gives every sample a quality score; null leaves the corpus's own, where `corpus.columns` names one.
     """
 
     embedder: EmbedderConfig = EmbedderConfig()
@@ -49,6 +51,7 @@ class ProfileConfig(Config):
     embeddings: Literal["all", "needed"] = "all"
     typings: list[str] = list(TYPINGS)
     tokenizers: dict[str, str] = Field(default_factory=dict)
+    scorer: ScorerConfig | None = None
 
     @field_validator("tokenizers")
     @classmethod

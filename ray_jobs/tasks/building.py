@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sources:
-    """The sealed artifacts and settings that every dataset of a grid is made from; `peels` are those of the typings that it dials."""
+    """The sealed artifacts and settings that every dataset of a grid is made from.
+
+    `peels` are those of the typings that it dials; `scores` what a scorer gave, in the place of the corpus's own.
+    """
 
     corpus: Artifact
     profiles: Mapping[str, Artifact]
@@ -43,6 +46,7 @@ class Sources:
     selection: SelectionConfig
     grid: GridConfig
     peels: Mapping[str, Artifact] = field(default_factory=dict)
+    scores: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Samples:
         source: `(n,) int32` codes into `source_names`.
         source_names: ascending.
         tokens: model tokens of each side, `(n,) int32`.
+        scores: quality, `(n,) float64` with NaN where a sample has none; None where no sample has one.
     """
 
     ids: np.ndarray
@@ -62,6 +67,13 @@ class Samples:
     source: np.ndarray
     source_names: list[str]
     tokens: Mapping[str, np.ndarray]
+    scores: np.ndarray | None = None
+
+
+def load_scores(sources: Sources) -> np.ndarray | None:
+    """Return the samples' scores in corpus order, NaN where there is none, or None where no sample has one."""
+    column = (sources.scores or sources.corpus).read(columns=["score"]).column("score")
+    return None if column.null_count == len(column) else column.to_numpy().astype(np.float64)
 
 
 def load_samples(sources: Sources) -> Samples:
@@ -77,6 +89,7 @@ def load_samples(sources: Sources) -> Samples:
         source=renumber[codes.indices.to_numpy()],
         source_names=names,
         tokens=tokens,
+        scores=load_scores(sources),
     )
 
 
@@ -135,6 +148,7 @@ def choose(sources: Sources, cells: Sequence[Cell], samples: Samples, typings: S
         grid=sources.grid,
         embeddings=lambda side: embedding_matrix(sources.embeddings[side]),
         token_ids=lambda side: load_tokens(sources, side),
+        scores=None if samples.scores is None else functools.partial(np.asarray, samples.scores),
     )
     picks = [select(inputs, cell, sources.selection) for cell in cells]
     return picks if len(picks) > 1 else picks[0]
@@ -153,7 +167,8 @@ def write_and_seal(
     `loaded` is the `Typing` of each of `typings`, then the `Picks` of each cell: Ray resolves references only at the top level of a call.
     """
     known, picks = loaded[: len(typings)], loaded[len(typings) :]
-    corpus = Corpus(samples.ids, samples.tokens, {typing: one.incidence for typing, one in zip(typings, known, strict=True)})
+    incidences = {typing: one.incidence for typing, one in zip(typings, known, strict=True)}
+    corpus = Corpus(samples.ids, samples.tokens, incidences, samples.scores)
     targets = [artifact.begin() for artifact in artifacts]
     chosen = {target: Choice(pick.rows, pick.chosen_for) for target, pick in zip(targets, picks, strict=True)}
     materialise = sources.selection.materialise
@@ -177,6 +192,7 @@ def made_from(sources: Sources, cell: Cell) -> dict[str, Any]:
         "profiles": {typing: artifact.path for typing, artifact in sources.profiles.items()},
         "embeddings": {side: artifact.path for side, artifact in sources.embeddings.items()},
         "peels": {typing: sources.peels[typing].path for typing in needs(cell, sources.grid).typings if typing in sources.peels},
+        **({"scores": sources.scores.path} if sources.scores else {}),
         "model": sources.model,
         "selection": sources.selection.model_dump(mode="json", exclude={"materialise"}),
         "grid": {

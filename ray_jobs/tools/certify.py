@@ -116,7 +116,7 @@ def _ground(sources: Sources, from_text: bool) -> tuple[Ground, list[Verdict]]:
     window = sources.corpus.manifest.get("window")
     names = rows.column("source").to_numpy(zero_copy_only=False).astype(object)
     held = (tuple(window) if window else None), text_types
-    return Ground(ids, hashes, names, lengths, types, positions, births, *held), verdicts
+    return Ground(ids, hashes, names, lengths, types, positions, births, *held, building.load_scores(sources)), verdicts
 
 
 def _parts(corpus: Artifact, columns: list[str]) -> Iterator[pa.Table]:

@@ -59,6 +59,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="builtin:smollm2-135m", help="whose tokens are counted: built in, a folder or a hub id")
     parser.add_argument("--columns", metavar="MAPPING", help=COLUMNS_HELP)
     parser.add_argument("--max-rejected", type=float, default=0.05, help="largest share of rows that may be unusable")
+    parser.add_argument("--min-score", type=float, metavar="X", help="leave out samples whose score, named by --columns, is lower")
+    parser.add_argument("--scorer", choices=["ifd"], help="score every sample with --model, e.g. for --control score-quota")
     parser.add_argument("--out", metavar="FILE", help="a file (.jsonl, .parquet; .jsonl.gz …), or with --format a folder")
     parser.add_argument("--format", help=f"{', '.join(FORMATS)}")
     parser.add_argument("--leave-out", action="store_true", help="leave out, and count, samples that the format can't hold")
@@ -151,13 +153,16 @@ def compose(given: argparse.Namespace, size: int = 1, *, alone: bool = False) ->
     control = "tokens" if given.tokens is not None else given.control
     band = {"low": given.band[0], "high": given.band[1]} if given.band else {"scaled": True}
     corpus = {"paths": given.data, "columns": columns_of(given.columns), "max_rejected": given.max_rejected}
+    corpus["min_score"] = given.min_score
+    if given.min_score is not None and "score" not in (corpus["columns"] or {}):
+        raise ConfigError("--min-score: say which column holds the score, e.g. --columns '{score: rating}'")
     values: dict[str, Any] = {
         "experiment": "pick",
         "storage": given.storage or str(cache_folder() / "picks"),
         "stages": list(STAGES),
         "corpus": corpus,
         "model": given.model,
-        "profile": {"typings": [], "embeddings": "needed", "band": band},
+        "profile": {"typings": [], "embeddings": "needed", "band": band, "scorer": {"name": given.scorer} if given.scorer else None},
         "selection": {"rho": given.rho},
         "grid": {
             "strategies": list(dict.fromkeys([strategy, *([] if alone else ["random"])])),
@@ -256,6 +261,9 @@ def _composition(manifests: dict[str, dict[str, Any]], corpus: dict[str, Any]) -
         amounts.append([f"{side} tokens a sample", "", *(f"{one['tokens'][side] / one['samples']:.1f}" for one in manifests.values())])
     for typing in manifests["pick"]["coverage"]:
         amounts.append([f"coverage of {typing}", "100%", *(f"{one['coverage'][typing]:.1%}" for one in manifests.values())])
+    if any("score" in one for one in manifests.values()):
+        means = [one.get("score", {}).get("mean") for one in manifests.values()]
+        amounts.append(["mean score", "", *("" if mean is None else f"{mean:.3f}" for mean in means)])
     if target:
         for what, figure in (("types kept", "k_realised"), ("types covered", "covered"), ("at most possible", "bound")):
             amounts.append([what, f"{target['M']:,}" if figure == "k_realised" else "", *[""] * (len(names) - 1), f"{target[figure]:,}"])

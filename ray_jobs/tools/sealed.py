@@ -70,6 +70,7 @@ def sources_of(datasets: Sequence[SealedDataset]) -> Sources:
         selection=parse(SelectionConfig, made["selection"]),
         grid=parse(GridConfig, grid),
         peels={typing: storage.at(path) for one in datasets for typing, path in one.made["peels"].items()},
+        scores=storage.at(made["scores"]) if "scores" in made else None,
     )
 
 

@@ -162,7 +162,7 @@ class Inputs:
         grid: sizes and fractions, which the levels of a typing are planned for at once.
         embeddings: loads the `(n, d) float32` unit vectors of a side, for strategies that compare samples.
         token_ids: loads a side's model tokens as (ids, offsets): those of row i are `ids[offsets[i]:offsets[i+1]]`.
-        scores: loads a quality score `(n,)` of each sample, where the corpus has one.
+        scores: loads a quality score `(n,)` of each sample, where the corpus has some; NaN where a sample has none.
     """
 
     sample_keys: np.ndarray
@@ -182,13 +182,21 @@ class Inputs:
         """Return the number of samples in the corpus."""
         return len(self.sample_keys)
 
+    def filled_scores(self) -> np.ndarray | None:
+        """Return every sample's score `(n,) float64`; where a sample has none, the lowest that there is. None without any score."""
+        if self.scores is None:
+            return None
+        scores = np.asarray(self.scores(), dtype=np.float64)
+        return np.where(np.isnan(scores), np.nanmin(scores), scores)
+
     def order(self, cell: Cell) -> np.ndarray:
         """Return the seeded priorities `(n,) uint64` with which a cell breaks ties; lower first."""
         return priorities(self.sample_keys, cell.subset_seed, "sample")
 
     def control(self, cell: Cell) -> Control:
         """Return the cell's control over this corpus."""
-        return make_control(cell.control, self.tokens, self.source, len(self.source_names))
+        scores = self.scores() if self.scores is not None and cell.control == "score-quota" else None
+        return make_control(cell.control, self.tokens, self.source, len(self.source_names), scores)
 
     def plan(self, typing: str, cell: Cell, config: SelectionConfig) -> LevelPlan:
         """Return the levels of a typing at the cell's size and control; planned once, all fractions of the grid together.

@@ -24,7 +24,8 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     assert inputs.embeddings is not None
     if cell.level is None:
         raise ConfigError("strategy deita needs a level from 0 to 1")
-    scores = inputs.scores() if inputs.scores else inputs.tokens["response"]
+    known = inputs.filled_scores()
+    scores = inputs.tokens["response"] if known is None else known
     rows = np.lexsort((inputs.order(cell), -np.asarray(scores, dtype=np.float64)))
     if cell.level == 0:
         return untyped(rows[: cell.size], inputs.n)

@@ -50,7 +50,8 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
     rows = np.argsort(inputs.order(cell), kind="stable")
     incidence = inputs.typed["instruction-meso"].incidence.take(rows)
     graph = label_graph(incidence, exact_vectors(inputs.embeddings("instruction"), rows))
-    scores = np.asarray(inputs.scores(), dtype=np.float64)[rows] if inputs.scores else np.ones(inputs.n)
+    known = inputs.filled_scores()
+    scores = np.ones(inputs.n) if known is None else known[rows]
     taken, label = greedy(incidence, graph, shares(incidence, scores), cell.size)
     ascending = np.argsort(rows[taken])
     return Picks(rows[taken][ascending], label[ascending], inputs.n)

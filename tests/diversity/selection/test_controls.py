@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diversity.selection.controls import densest_window
+from diversity.config import ConfigError
+from diversity.selection.controls import OCTILES, densest_window, length_bins, make_control
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=80).filter(any))
@@ -18,3 +20,16 @@ def test_the_densest_window_is_the_best_of_all(lengths: list[int]) -> None:
 
     best = max(range(1, max(lengths) + 1), key=lambda first: (held(first), -first))
     assert found == (best, 2 * best)
+
+
+@given(st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=40))
+def test_score_bins_are_octiles_of_those_that_have_one_and_a_bin_of_the_others(scores: list[float | None]) -> None:
+    given_scores = np.array([np.nan if score is None else score for score in scores])
+    control = make_control("score-quota", {}, np.zeros(len(scores), np.int32), 1, given_scores)
+    has = ~np.isnan(given_scores)
+    assert (control.bins[~has] == OCTILES).all() and control.by_bin
+    assert control.bins[has].tolist() == length_bins(given_scores[has]).tolist()
+    quota = control.quota(len(scores) // 2, np.arange(len(scores)))
+    assert quota.sum() == len(scores) // 2 and (quota <= np.bincount(control.bins, minlength=control.n_bins)).all()
+    with pytest.raises(ConfigError, match="no sample has a score"):
+        make_control("score-quota", {}, np.zeros(1, np.int32), 1)
