@@ -1,7 +1,9 @@
 """Ingest of growing JSONL files: time, throughput and memory, `python -m benchmarks.ingest [--megabytes 200 1000] [--packed]`.
 
 The file is made up (a fifth of its rows twice, one in a hundred unusable), or repeats the rows of `--corpus` under ids of their own. The
-real stage `ingest` runs on a cluster that is up already. Memory must not grow with the file: neither a worker's nor the driver's.
+real stage `ingest` runs on a cluster that is up already. Memory must not grow with the file: neither a worker's nor the driver's. Beside it,
+in processes of their own in the same run: pyarrow's JSON reader and `datasets`, which parse the same file and neither hash, sort, check nor
+remove duplicates.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import argparse
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +31,30 @@ from ray_jobs import ingest
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.process import configure_process
 from ray_jobs.job.runtime import Context
+
+BESIDE = {
+    "pyarrow.json": "import pyarrow.json as reader\nfor batch in reader.open_json(path):\n    rows += len(batch)",
+    "datasets": "import datasets\nrows = len(datasets.load_dataset('json', data_files=path, split='train', cache_dir=path + '.cache'))",
+}
+MEASURED = """import resource, sys, time
+path, rows, begun = sys.argv[1], 0, time.perf_counter()
+{code}
+took = time.perf_counter() - begun
+print(rows, took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"""
+
+
+def beside(path: Path) -> dict[str, tuple[int, float, float]]:
+    """Return (rows, seconds, peak MB) of what others take to read a file, imports included, each in a process of its own."""
+    found = {}
+    for name, code in BESIDE.items():
+        done = subprocess.run([sys.executable, "-c", MEASURED.format(code=code), str(path)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        rows, took, peak = done.stdout.split()[-3:]
+        found[name] = (int(rows), float(took), float(peak))
+        shutil.rmtree(f"{path}.cache", ignore_errors=True)
+    return found
 
 
 def lines(corpus: str | None) -> list[tuple[str, str]]:
@@ -97,6 +125,12 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
         cells += [f"{took:.1f}", f"{megabytes / took:.1f}", f"{memory.peak / 1e6:.0f} MB", f"+{max(grown, 0) / 1e6:.0f} MB"]
         print(" ".join(f"{cell:>11}" for cell in cells), flush=True)
         points.append((megabytes, took))
+        for name, (others, seconds, peak) in beside(path).items():
+            print(
+                f"{'':>11} {name}: {others / seconds:,.0f} rows/s, peak {peak:.0f} MB; ingest {rows / took:,.0f} rows/s, "
+                f"{seconds / took:.2f} times as fast",
+                flush=True,
+            )
         shutil.rmtree(folder / "runs")
     if len(points) > 1:
         print(f"growth exponent {np.polyfit(*np.log(np.array(points, float)).T, 1)[0]:.3f} (limit 1.1); memory should not grow")
