@@ -105,6 +105,8 @@ class Profiled:
         Raises:
             UserError: the size or level can't be had; the message says what can.
         """
+        if size < 1:
+            raise ConfigError(f"size {size}: a dataset has 1 sample or more")
         selection = selection or SelectionConfig()
         fraction = Fraction(str(level)) if self.types else None
         keys = sample_keys(self.table.column("sample_id"))

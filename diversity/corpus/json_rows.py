@@ -20,7 +20,7 @@ Row = tuple[int, Any]
 
 LONGEST_HEAD = 1 << 10
 # An object whose first key holds a list of objects, up to the list's first element; and what may yet become one.
-_WRAPPED = re.compile(r'\{\s*"(?P<key>[^"\\]{1,200})"\s*:\s*\[\s*(?=\{)')
+_WRAPPED = re.compile(r'\{\s*"(?P<key>[^"\\]{1,200})"\s*:\s*\[\s*(?=\{)(?!\{\s*"(?:role|from|content|value)")')
 _BEGUN = re.compile(r'\{\s*("([^"\\]{0,200}("(\s*(:(\s*(\[\s*)?)?)?)?)?)?)?')
 
 _decoder = json.JSONDecoder(strict=False)
@@ -103,12 +103,17 @@ def unfolded(value: dict[str, Any], known: Collection[str]) -> list[Any] | None:
     Raises:
         ReadError: several lists of objects, such as the splits of a dataset.
     """
-    lists = {name: held for name, held in value.items() if isinstance(held, list) and held and isinstance(held[0], dict)}
+    lists = {name: held for name, held in value.items() if isinstance(held, list) and held and _is_row(held[0])}
     if not any(name in known for name in value):
         if len(lists) > 1:
             raise ReadError(f"the file holds several lists of rows: {', '.join(lists)}; write each into a file of its own")
         return next(iter(lists.values()), None)
     return _columns(value)
+
+
+def _is_row(value: Any) -> bool:
+    """Return whether a value may be a row: an object that is no turn of a conversation."""
+    return isinstance(value, dict) and not {"role", "from"} & value.keys()
 
 
 def _columns(value: dict[str, Any]) -> list[Any] | None:
@@ -174,7 +179,7 @@ class _Text:
             self.at += 1
             self.peek()
             value = self.value()
-            if isinstance(value, list) and value and isinstance(value[0], dict):
+            if isinstance(value, list) and value and _is_row(value[0]):
                 raise ReadError(f"the file holds several lists of rows, {str(key)[:40]!r} too; write each into a file of its own")
         if self.peek() != "}":
             raise ReadError("the JSON object breaks off")

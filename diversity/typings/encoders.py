@@ -65,8 +65,15 @@ class HuggingFaceEncoder:
         self._contents: list[bytes] = []
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids (tokens,) int32, offsets (n + 1,) int64)."""
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Return (ids (tokens,) int32, offsets (n + 1,) int64).
+
+        Raises:
+            ConfigError: the tokenizer can't encode a text, as one that lacks the token for unknown words can't.
+        """
+        try:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the package raises bare ones
+            raise ConfigError(f"the tokenizer can't encode the texts: {' '.join(str(error).split())}") from None
         return flatten([np.asarray(one.ids, np.int32) for one in found])
 
     def contents(self) -> list[bytes]:

@@ -84,3 +84,8 @@ def test_small_tables_have_every_level(n: int) -> None:
     covered = [len(words_of(choose(ROWS[:n], n // 3, level=level)) & kinds) for level in (0, 1)]
     at_random = np.mean([len(words_of(choose(ROWS[:n], n // 3, "random", seed=seed)) & kinds) for seed in range(5)])
     assert covered[0] < at_random < covered[1] <= len(kinds)
+
+
+def test_a_size_below_one_is_refused_in_a_line() -> None:
+    with pytest.raises(ConfigError, match=r"^size 0: a dataset has 1 sample or more$"):
+        choose([{"instruction": f"a {i}", "output": "b c"} for i in range(30)], size=0, strategy="random")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diversity.audit.recount import plain_tokeniser
-from diversity.typings.encoders import WordEncoder
+from diversity.config import ConfigError
+from diversity.typings.encoders import HuggingFaceEncoder, WordEncoder
 from diversity.typings.words import other_scripts, words_of
 
 TEXT = st.text(st.sampled_from("aB'é,. \t天地，。カナひらไทยかAß1²한국я"), max_size=20) | st.text(max_size=20)
@@ -42,3 +43,17 @@ def test_random_chinese_is_not_as_diverse_as_can_be():
     ids, offsets = encoder.encode(texts)
     assert encoder.size == 17 and len(ids) == 2000 == offsets[-1]
     assert other_scripts([*texts, *["plain English"] * 50, "123"]) == 0.5
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words_is_refused_in_a_line():
+    spec = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"},
+    }
+    with pytest.raises(ConfigError, match=r"^the tokenizer can't encode the texts: .*\[UNK\].*$"):
+        HuggingFaceEncoder(spec).encode(["a b"])
