@@ -3,7 +3,7 @@
 The file is made up (a fifth of its rows twice, one in a hundred unusable), or repeats the rows of `--corpus` under ids of their own. The
 real stage `ingest` runs on a cluster that is up already. Memory must not grow with the file: neither a worker's nor the driver's.
 
-Beside it, in processes of their own in the same run: pyarrow's JSON reader and `datasets`, which parse the same file and neither hash, sort,
+Beside it, in processes of their own in the same run: pyarrow's JSON reader and `datasets`, which parse the file and neither hash, sort,
 check nor remove duplicates.
 """
 
