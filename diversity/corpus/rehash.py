@@ -6,6 +6,7 @@ apart as a whole, and only strings become Python objects. What messages hold bes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from json.encoder import encode_basestring as quote
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diversity.corpus.samples import MESSAGE_FIELDS, messages_of, texts
+from diversity.corpus.samples import MESSAGE_FIELDS, canonical_text, messages_of, texts
 from diversity.corpus.turns import plain_number
 
 READ = ("sample_id", "messages", "instruction", "response", "tools")
@@ -39,7 +40,7 @@ def _bounds(messages: pa.ListArray) -> np.ndarray:
 
 
 def _spelled(flat: pa.StructArray) -> list[str]:
-    """Return the canonical JSON of every message; tool calls are canonical JSON as they are stored."""
+    """Return the canonical JSON of every message."""
     columns = {name: flat.field(name) for name in MESSAGE_FIELDS}
     if all(columns[name].null_count == len(flat) for name in MESSAGE_FIELDS[2:]) and not columns["content"].null_count:
         roles = columns["role"].to_pylist()
@@ -49,7 +50,13 @@ def _spelled(flat: pa.StructArray) -> list[str]:
     for name in sorted(columns):
         for place, value in enumerate(columns[name].to_pylist()):
             if value is not None:
-                text = value if name == "tool_calls" else repr(plain_number(value)) if name == "weight" else quote(value)
+                text = (
+                    canonical_text(json.loads(value))
+                    if name == "tool_calls"
+                    else repr(plain_number(value))
+                    if name == "weight"
+                    else quote(value)
+                )
                 parts[place].append(f'"{name}":{text}')
     return [f"{{{','.join(found)}}}" for found in parts]
 
@@ -59,7 +66,7 @@ def _ids(spelled: Sequence[str], bounds: np.ndarray, tools: Sequence[str | None]
     starts = bounds.tolist()
     for start, stop, given in zip(starts, starts[1:], tools, strict=False):
         conversation = f"[{','.join(spelled[start:stop])}]"
-        text = conversation if given is None else f'{{"messages":{conversation},"tools":{given}}}'
+        text = conversation if given is None else f'{{"messages":{conversation},"tools":{canonical_text(json.loads(given))}}}'
         yield blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 Nothing is stripped or normalised, so that two people who ingest the same rows get the same ids. In Python a message is a dict that has
 only the keys that are present, its tool calls parsed; in tables every message has every field, null where it is absent, and its tool
-calls are canonical JSON text. `messages_of` and `stored` turn one into the other.
+calls are JSON text with the keys in the order in which they came, since chat templates show them in it. The id covers canonical JSON.
+`messages_of` and `stored` turn one into the other.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SAMPLE_SCHEMA = pa.schema(
 class Sample:
     """One usable row. `messages` and `tools` are what training sees; the texts are what typing sees.
 
-    `tools` is canonical JSON text or None; `score` the corpus's own quality score, no part of the id; `unused` names what the row holds
+    `tools` is JSON text or None; `score` the corpus's own quality score, no part of the id; `unused` names what the row holds
     and nothing reads.
     """
 
@@ -77,6 +78,14 @@ class Rejection:
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
+_as_it_is = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def compact_text(value: Any) -> str:
+    """Return the JSON of a value with its keys in the order that they have, no spaces; errors as `canonical_text`."""
+    return _as_it_is(value)
+
+
 def canonical_text(value: Any) -> str:
     """Return the canonical JSON of a value: keys in order, no spaces, nothing escaped that need not be.
 
@@ -96,7 +105,7 @@ def canonical_json(messages: Iterable[Mapping[str, Any]], tools: str | None = No
 
     Args:
         messages: as in Python, only with the keys that are present.
-        tools: canonical JSON text.
+        tools: JSON text.
 
     Raises:
         UnicodeEncodeError: a text holds a lone surrogate.
@@ -107,7 +116,7 @@ def canonical_json(messages: Iterable[Mapping[str, Any]], tools: str | None = No
         else _encode(message)
         for message in messages
     )
-    return (f"[{spelled}]" if tools is None else f'{{"messages":[{spelled}],"tools":{tools}}}').encode()
+    return (f"[{spelled}]" if tools is None else f'{{"messages":[{spelled}],"tools":{_encode(json.loads(tools))}}}').encode()
 
 
 def sample_id(messages: Iterable[Mapping[str, Any]], tools: str | None = None) -> str:
@@ -149,12 +158,12 @@ def messages_of(row_messages: Iterable[Mapping[str, Any]]) -> list[Message]:
 
 
 def stored(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """Return messages as a table holds them, the reverse of `messages_of`: every field, tool calls as canonical JSON text."""
+    """Return messages as a table holds them, the reverse of `messages_of`: every field, tool calls as JSON text."""
     found = []
     for message in messages:
         row = {name: message.get(name) for name in MESSAGE_FIELDS}
         if row["tool_calls"] is not None:
-            row["tool_calls"] = _encode(row["tool_calls"])
+            row["tool_calls"] = _as_it_is(row["tool_calls"])
         found.append(row)
     return found
 
@@ -169,7 +178,7 @@ def to_sample(row: Any, *, default_source: str, columns: Mapping[str, str] | Non
     """
     try:
         found = read_row(row, columns)
-        tools = None if found.tools is None else _encode(found.tools)
+        tools = None if found.tools is None else _as_it_is(found.tools)
         instruction, response = texts(found.messages)
         source = found.source or default_source
         source.encode("utf-8")

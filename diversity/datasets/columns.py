@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diversity.corpus.samples import MESSAGE_TYPE, canonical_text, messages_of
+from diversity.corpus.samples import MESSAGE_TYPE, compact_text, messages_of
 from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.datasets.layouts import TOOLS, Beside, Row, fields_of
 
@@ -81,16 +81,16 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 def _cell(value: Any, field: pa.Field) -> Any:
     if field.name == "tools":
-        return None if value is None else canonical_text(value)
+        return None if value is None else compact_text(value)
     if field.name not in _CONVERSATIONS:
         return value
     if pa.types.is_struct(field.type.value_type):
         return [{**message, **_calls_text(message)} for message in value]
-    return [canonical_text(message) for message in value]
+    return [compact_text(message) for message in value]
 
 
 def _calls_text(message: Row) -> Row:
-    return {"tool_calls": canonical_text(message["tool_calls"])} if "tool_calls" in message else {}
+    return {"tool_calls": compact_text(message["tool_calls"])} if "tool_calls" in message else {}
 
 
 def _messages(column: pa.ChunkedArray, kind: pa.ListType) -> pa.ChunkedArray:
@@ -100,7 +100,7 @@ def _messages(column: pa.ChunkedArray, kind: pa.ListType) -> pa.ChunkedArray:
 def _converted(column: pa.ChunkedArray, kind: pa.ListType) -> Iterator[pa.Array]:
     for chunk in column.chunks:
         if not pa.types.is_struct(kind.value_type):
-            spelled = [[canonical_text(message) for message in messages_of(row)] for row in chunk.to_pylist()]
+            spelled = [[compact_text(message) for message in messages_of(row)] for row in chunk.to_pylist()]
             yield pa.array(spelled, _spelled(kind)).cast(kind)
             continue
         flat, lengths = chunk.flatten(), pc.list_value_length(chunk).to_numpy(zero_copy_only=False)

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diversity.corpus.samples import MESSAGE_FIELDS, canonical_text, messages_of
+from diversity.corpus.samples import MESSAGE_FIELDS, compact_text, messages_of
 from diversity.datasets.card import Exported, axolotl_snippet, dataset_info
 from diversity.datasets.dataset import DATASET_SCHEMA
 
@@ -156,8 +156,8 @@ def _exact_calls(message: Row) -> Row:
     """Return the tool calls as text beside a `function_call` turn that does not give them back exactly."""
     again = json.loads(_function_call(message))
     functions = again if isinstance(again, list) else [again]
-    same = canonical_text([{"type": "function", "function": one} for one in functions]) == canonical_text(message["tool_calls"])
-    return {} if same else {"tool_calls": canonical_text(message["tool_calls"])}
+    same = compact_text([{"type": "function", "function": one} for one in functions]) == compact_text(message["tool_calls"])
+    return {} if same else {"tool_calls": compact_text(message["tool_calls"])}
 
 
 def _tools_text(sample: Row) -> str:

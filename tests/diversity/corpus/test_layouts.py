@@ -15,7 +15,7 @@ import pytest
 from diversity.artifact import Artifact, Storage
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.inputs import read_corpus
-from diversity.corpus.samples import canonical_text, messages_of, sample_id
+from diversity.corpus.samples import compact_text, messages_of, sample_id
 from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.datasets.export import export
 from diversity.datasets.layouts import FORMATS
@@ -70,7 +70,7 @@ def test_a_public_layout_is_read_as_what_it_says(tmp_path: Path, layout: Layout)
         ROWS.append((layout.name, "1", "0", layout.reason, "", *[""] * len(FORMATS)))
         return
     samples, rejected, counts = read_corpus(config)
-    tools = None if layout.tools is None else canonical_text(layout.tools)
+    tools = None if layout.tools is None else compact_text(layout.tools)
     assert [messages_of(row) for row in samples["messages"].to_pylist()] == [layout.messages] and len(rejected) == 0
     assert samples["tools"].to_pylist() == [tools]
     assert samples["sample_id"].to_pylist() == [sample_id(layout.messages, tools)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diversity.corpus.rehash import hashed
-from diversity.corpus.samples import SAMPLE_SCHEMA, canonical_text, messages_of, sample_id, stored, texts
+from diversity.corpus.samples import SAMPLE_SCHEMA, compact_text, messages_of, sample_id, stored, texts
 
 TEXT = st.text(max_size=12) | st.sampled_from(['"', "\\", "\x00\x1f\u2028", "é\U0001f600", "", "\n\n", "\x7f"])
 ROLE = st.sampled_from(["user", "assistant", "system", 'odd"role'])
@@ -28,7 +28,7 @@ BESIDE = {
 PLAIN = st.lists(st.fixed_dictionaries({"role": ROLE, "content": TEXT}), max_size=5)
 CALLING = st.fixed_dictionaries({"role": ROLE, "tool_calls": CALLS})
 MESSAGES = PLAIN | st.lists(st.fixed_dictionaries({"role": ROLE, "content": TEXT}, optional=BESIDE) | CALLING, max_size=4)
-TOOLS = st.none() | st.lists(JSON, min_size=1, max_size=2).map(canonical_text)
+TOOLS = st.none() | st.lists(JSON, min_size=1, max_size=2).map(compact_text)
 PAIR = st.tuples(TEXT, TEXT).map(lambda pair: [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}])
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.inputs import read_corpus
-from diversity.corpus.samples import SAMPLE_SCHEMA, canonical_text, messages_of, sample_id, stored, texts
+from diversity.corpus.samples import SAMPLE_SCHEMA, compact_text, messages_of, sample_id, stored, texts
 from diversity.datasets import dataset
 from diversity.datasets.card import Exported
 from diversity.datasets.dataset import DATASET_SCHEMA, Choice
@@ -75,7 +75,7 @@ def rich(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str | None]:
     extras = {"name": FILLED, "tool_call_id": FILLED, "reasoning_content": WORDS, "weight": st.sampled_from([1, 0.5])}
     messages = [{**one, **draw(st.fixed_dictionaries({}, optional=extras))} if draw(st.integers(0, 5)) == 0 else one for one in messages]
     tools = draw(st.none() | st.lists(st.fixed_dictionaries({"name": FILLED, "parameters": ARGUMENTS}), min_size=1, max_size=2))
-    return messages, None if tools is None else canonical_text(tools)
+    return messages, None if tools is None else compact_text(tools)
 
 
 def sample(said: Any, source: str = "some source") -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from diversity.artifact import Artifact, Storage
-from diversity.corpus.samples import canonical_text, sample_id, stored, texts
+from diversity.corpus.samples import compact_text, sample_id, stored, texts
 from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.datasets.export import export
 from tests.diversity.corpus.layouts import CALLED, FUNCTION, PLAIN, SYSTEM, THOUGHT, TOOL, TURNS
@@ -31,7 +31,7 @@ def sealed(folder: Path, said: list[tuple[Any, Any]]) -> tuple[Artifact, list[tu
     """Return a sealed dataset of conversations, and them in its order."""
     rows = {}
     for messages, tools in said:
-        text = None if tools is None else canonical_text(tools)
+        text = None if tools is None else compact_text(tools)
         sides = dict(zip(("instruction", "response"), texts(messages), strict=True))
         key = sample_id(messages, text)
         rows[key] = (
