@@ -90,6 +90,7 @@ def report_data(context: Context, gathered: Gathered, effects: pa.Table) -> Repo
         curves=curves,
         pairs=sample_pairs(context.storage, gathered.cells) if experiment.report.samples else [],
         types=type_lists(context.storage, entries, experiment.typings) if experiment.report.samples else [],
+        regenerated=_regenerated(context, entries),
     )
 
 
@@ -207,6 +208,14 @@ def _plan_text(plan: Plan) -> str:
     named = f"{len(plan.config.primary)} primary effects" if plan.config.primary else "no primary effect"
     margin = f", {plan.config.margin:g} matters" if plan.config.margin is not None else ""
     return f"{named}{margin}, {'not sealed' if plan.scored_before else 'sealed'} before the first run was scored"
+
+
+def _regenerated(context: Context, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how responses compare with what they were, where one model answered every instruction anew."""
+    if context.experiment.regenerate is None or "regenerated" not in entries:
+        return []
+    artifact = context.storage.at(entries["regenerated"])
+    return artifact.manifest["before_and_after"] if artifact.sealed else []
 
 
 def _typing_row(typing: str, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class ReportData:
         types: what the types of each typing are, by their labels; empty where no text may be shown.
         planned: how many cells the grid has, built or not.
         distinct: `ray_jobs.report.distinct.DISTINCT_SCHEMA`, or None.
+        regenerated: where one model answered every instruction anew: {metric, before, after} of the responses.
     """
 
     experiment: str
@@ -90,3 +91,4 @@ class ReportData:
     curves: Sequence[Curve] = field(default=())
     pairs: Sequence[Pair] = field(default=())
     types: Sequence[TypeList] = field(default=())
+    regenerated: Sequence[dict[str, Any]] = field(default=())

@@ -9,7 +9,7 @@ from typing import Any
 from diversity.effects.clustered import Estimate
 from diversity.judging.agreement import Agreement
 from diversity.judging.controls import NEUTRAL, SPOILT
-from diversity.judging.summary import EVERY_SET, METRICS, JudgeReport
+from diversity.judging.summary import EVERY_SET, JURY, METRICS, JudgeReport
 from diversity.judging.verdicts import OUTCOMES
 from diversity.judging.win_rates import smallest_effect
 from ray_jobs.report.page import page_parts
@@ -99,7 +99,7 @@ def _tables(data: JudgingData) -> Iterator[dict[str, Any]]:
     judges = list(dict.fromkeys(row.judge for row in data.rows))
     for judge in judges:
         mine = [row for row in data.rows if row.judge == judge]
-        warned = next((report.warnings for report in data.reports if report.judge == judge), [])
+        warned = any(report.warnings for report in data.reports if judge in (report.judge, JURY))
         sets = list(dict.fromkeys(name for row in mine for name in row.figures))
         for chosen in sorted(sets, key=lambda name: name != EVERY_SET):
             rows = [
@@ -109,12 +109,20 @@ def _tables(data: JudgingData) -> Iterator[dict[str, Any]]:
                     "bar": _bar(row.figures[chosen]["judged_win_rate"]),
                     "rates": [_rate(row.figures[chosen][name]) for name in METRICS],
                     "n": row.figures[chosen]["judged_win_rate"].n,
+                    "apart": _apart(data, row.answerer, chosen),
                 }
                 for row in mine
                 if chosen in row.figures
             ]
             title = "all sets" if chosen == EVERY_SET else chosen
-            yield {"judge": judge, "set": title, "open": chosen == EVERY_SET or len(sets) == 1, "rows": rows, "warned": bool(warned)}
+            yield {"judge": judge, "set": title, "open": chosen == EVERY_SET or len(sets) == 1, "rows": rows, "warned": warned, "mean": judge == JURY}
+
+
+def _apart(data: JudgingData, answerer: str, chosen: str) -> str:
+    """Return how far the judges' own win rates of one answerer lie apart, in points."""
+    mine = [row for row in data.rows if row.answerer == answerer and row.judge != JURY and chosen in row.figures]
+    rates = [row.figures[chosen]["judged_win_rate"].value for row in mine]
+    return f"{100 * (max(rates) - min(rates)):.1f}" if rates else ""
 
 
 def _card(report: JudgeReport) -> dict[str, Any]:
