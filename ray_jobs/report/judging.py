@@ -115,7 +115,14 @@ def _tables(data: JudgingData) -> Iterator[dict[str, Any]]:
                 if chosen in row.figures
             ]
             title = "all sets" if chosen == EVERY_SET else chosen
-            yield {"judge": judge, "set": title, "open": chosen == EVERY_SET or len(sets) == 1, "rows": rows, "warned": warned, "mean": judge == JURY}
+            yield {
+                "judge": judge,
+                "set": title,
+                "open": chosen == EVERY_SET or len(sets) == 1,
+                "rows": rows,
+                "warned": warned,
+                "mean": judge == JURY,
+            }
 
 
 def _apart(data: JudgingData, answerer: str, chosen: str) -> str:
