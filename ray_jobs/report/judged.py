@@ -30,7 +30,7 @@ def with_judgments(storage: Storage, entries: Mapping[str, Any], results: pa.Tab
         return results, []
     primary = _primary(storage, entries)
     woven: list[dict[str, Any]] = []
-    read: list[str] = []
+    read: list[str] = [entries["judging"]] if "judging" in entries else []
     for key, group in itertools.groupby(results.to_pylist(), key=lambda row: f"{row['cell']}_t{row['training_seed']}"):
         rows = list(group)
         if key in paths and rows[0]["run"] is not None and (artifact := storage.at(paths[key])).sealed:
