@@ -128,7 +128,7 @@ def _score(context: Context, corpus: Artifact) -> None:
         return
     if not scores.sealed:
         context.connect()
-        scoring.make_scores(context, corpus, scores, 1 if _gpus(context) else 0)
+        scoring.make_scores(context, corpus, scores, 1 if gpus(context) else 0)
     context.index.add("scored", f"samples{context.suffix}", scores)
 
 
