@@ -50,15 +50,15 @@ def _spelled(flat: pa.StructArray) -> list[str]:
     for name in sorted(columns):
         for place, value in enumerate(columns[name].to_pylist()):
             if value is not None:
-                text = (
-                    canonical_text(json.loads(value))
-                    if name == "tool_calls"
-                    else repr(plain_number(value))
-                    if name == "weight"
-                    else quote(value)
-                )
+                text = _value(name, value)
                 parts[place].append(f'"{name}":{text}')
     return [f"{{{','.join(found)}}}" for found in parts]
+
+
+def _value(name: str, value: str | float) -> str:
+    if isinstance(value, float):
+        return repr(plain_number(value))
+    return canonical_text(json.loads(value)) if name == "tool_calls" else quote(value)
 
 
 def _ids(spelled: Sequence[str], bounds: np.ndarray, tools: Sequence[str | None]) -> Iterator[str]:
