@@ -63,22 +63,16 @@ def select_sharded(
         return rows[taken], reasons
     counts = np.sum(typing.shards.each("count", k), axis=0)
     rarest = rarest_first(np.argsort(typing.type_tie, kind="stable"), counts)
+    pool, _ = _pool(typing, k, subset_seed, 1, None)  # rarest-first looks at the first of each type and no further
+    *_, fits = cover_rarest(pool, k, rarest, np.array([size]))
+    greedy = None if fits else _cover_from_windows(typing, k, size, subset_seed, rarest)
+    if greedy is not None and len(greedy[1]) == size:
+        return greedy[0].rows, greedy[1]
     most = most or 8 + 4 * size // k
-    greedy: Chosen | None = None
     while True:
-        pool, rows = _pool(typing, k, subset_seed, most, greedy)
-        if greedy is None:
-            base, why, fits = cover_rarest(pool, k, rarest, np.array([size]))
-            if not fits:
-                greedy = _cover_from_windows(typing, k, size, subset_seed, rarest)
-                if len(greedy[1]) == size:
-                    return greedy[0].rows, greedy[1]
-                continue
-        else:
-            base, why = _places(rows, greedy[0].rows), greedy[1]
-        taken, reasons = fill(pool, k, np.array([size]), base, why, False)
-        if _sufficed(pool.starts, pool.members, taken, reasons, len(base) if greedy else 0, counts, typing.position <= k, most):
-            return rows[taken], reasons
+        rows, reasons, settled = _fill_from_candidates(typing, k, size, subset_seed, counts, rarest, greedy, most)
+        if settled:
+            return rows, reasons
         most *= 4
         logger.info("k = %d, size %d: a type's candidates ran out, now %d of each", k, size, most)
 
@@ -147,6 +141,27 @@ def _cover_from_windows(typing: ShardedTyping, k: int, size: int, seed: int, rar
             block = 2 * block if reached == stop else max(1, reached - window)
             window = reached
     return _merge(chosen), np.concatenate(reasons)
+
+
+def _fill_from_candidates(
+    typing: ShardedTyping,
+    k: int,
+    size: int,
+    seed: int,
+    counts: np.ndarray,
+    rarest: np.ndarray,
+    greedy: Chosen | None,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return (rows, chosen_for, whether so many candidates of each type sufficed); what greedy coverage took comes first, if it did."""
+    pool, rows = _pool(typing, k, seed, most, greedy)
+    if greedy is None:
+        base, why, _ = cover_rarest(pool, k, rarest, np.array([size]))
+    else:
+        base, why = _places(rows, greedy[0].rows), greedy[1]
+    taken, reasons = fill(pool, k, np.array([size]), base, why, False)
+    done = len(base) if greedy else 0
+    return rows[taken], reasons, bool(_sufficed(pool.starts, pool.members, taken, reasons, done, counts, typing.position <= k, most))
 
 
 def _pool(typing: ShardedTyping, k: int, seed: int, most: int, greedy: Chosen | None) -> tuple[Pool, np.ndarray]:
