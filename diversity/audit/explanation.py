@@ -232,17 +232,18 @@ def _why_lost(asked: _Asked, kept: Sequence[BroughtType]) -> list[str]:
     """Return the sentences on a sample of the pool that was not taken."""
     behind = [one for one in kept if one.place > one.reached]
     missing = [one for one in kept if not one.in_dataset]
+    covered, k = asked.choosing.target["covered"], asked.k
+    here = f"It is in the pool, and {len(kept) - len(missing)} of its {len(kept)} kept types are covered"
+    if covered < k:
+        said = [f"{here}. The size holds {covered} of the k = {k} kept types: {_GREEDY}, and this sample was in no window the one."]
+        if missing:
+            names = ", ".join(repr(one.label) for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            said.append(f"No chosen sample has {names}.")
+        return said
     said = [
-        f"It is in the pool, and {len(kept) - len(missing)} of its {len(kept)} kept types are covered; when the size was reached, "
-        f"the turn had come to it for none of them: {len(behind)} stopped at a candidate before it in the seeded order, or took none."
+        f"{here}; when the size was reached, the turn had come to it for none of them: "
+        f"{len(behind)} stopped at a candidate before it in the seeded order."
     ]
-    if missing:
-        target = asked.choosing.target
-        names = ", ".join(repr(one.label) for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        said.append(
-            f"No chosen sample has {names}: the size holds {target['covered']} of the k = {asked.k} kept types, and this sample was in no "
-            "window the one that added most."
-        )
     if len(behind) < len(kept):
         said.append(f"For {len(kept) - len(behind)} a later candidate was chosen: {asked.choosing.passes_over or _GREEDY}.")
     return said
