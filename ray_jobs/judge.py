@@ -226,6 +226,8 @@ def plan(context: Context) -> Iterator[str]:
         yield f"the prompts are not sealed yet: {context.command('answer')}"
         return
     yield f"{len(stage.answerers)} answerers, against {', '.join(one.name for one in stage.baselines)}"
+    if "sweep" in context.experiment.stages and context.experiment.corpus.contamination is None:
+        yield "nobody has looked whether the corpus holds these prompts: corpus.contamination does"
     for judge in stage.config.judges:
         rubric, cost, kept = load_rubric(judge.rubric), Cost(prompts=len(stage.prompts)), kept_answers(context, judge)
         for work in stage.work(judge, rubric):

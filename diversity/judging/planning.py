@@ -61,7 +61,7 @@ class Cost:
         prompt_tokens = self.prompt_chars / chars_a_token
         free = ", ".join(f"{count:,} {outcome.replace('_', ' ')}" for outcome, count in sorted(self.outcomes.items()))
         found = [
-            f"{name}: {self.verdicts:,} verdicts are wanted{f' ({free}: not asked)' if free else ''}, {self.known:,} are known, "
+            f"{name}: {self.verdicts:,} verdicts are wanted{f' ({free}: not asked)' if free else ''}, {self.known:,} are known or shared, "
             f"{self.to_pay:,} to pay",
             f"{name}: about {prompt_tokens:,.0f} tokens to read, at most {self.completion_tokens:,} to write"
             + (f", at most {budget.price.of(prompt_tokens, self.completion_tokens):,.2f}" if budget.price else ""),
