@@ -6,7 +6,7 @@ causal call a sample on a CPU and wherever that kernel can't go. A row of n samp
 costs (n l)². Without bounds (padded batches, generation with a cache) it is `sdpa`.
 
 What an architecture does to its scores beside a sliding window (caps, sinks, chunks) is not done here: such models are told apart before
-any work (`use_packed_attention`), and a call that asks for it all the same is an error, never another model in silence.
+any work (`use_packed_attention`, and for what that can't know `training.probe`), and a call that asks for it all the same is an error, never another model in silence.
 """
 
 from __future__ import annotations
@@ -51,36 +51,6 @@ def _can_be_packed(base: Any, config: Any) -> bool:
     exchangeable = getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)
     kinds = set(getattr(config, "layer_types", None) or ())
     return exchangeable and kinds <= KEPT_APART and not getattr(config, "attention_chunk_size", None)
-
-
-def refuse_lost_window(model: Any, longest: int) -> None:
-    """Refuse a model that looks back over a window which neither our attention nor our mask is told of.
-
-    Args:
-        model: of transformers, its attention chosen.
-        longest: tokens of the longest sample; up to the window, nothing is lost.
-
-    Raises:
-        UserError: the window would be lost.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = base.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not isinstance(window, int) or window >= longest or not getattr(config, "use_sliding_window", True):
-        return
-    if kinds is not None and "sliding_attention" not in kinds:
-        return
-    if base.config._attn_implementation == PACKED:
-        layers = {type(module) for module in base.modules() if type(module).__name__.endswith("Attention")}
-        kept = all("sliding_window=" in inspect.getsource(layer.forward) for layer in layers)
-    else:
-        kept = kinds is not None  # `packing.model_inputs` gives a mask for each kind of layer
-    if not kept:
-        raise UserError(
-            f"this model ({config.model_type}) looks back over a window of {window} tokens, which is lost in packed rows: "
-            f"set sft.max_length={window} or less"
-        )
 
 
 @functools.cache

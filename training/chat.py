@@ -166,6 +166,7 @@ class ChatEncoder:
 
     def _split(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[list[Part]] | Unrenderable:
         try:
+            _refuse_empty(messages)
             if self._rendering:
                 return self._rendering.sequences(messages, tools)
             parts = named_parts(self.template, messages, tools, self._bos)
@@ -197,6 +198,14 @@ def conversations(samples: pa.Table) -> tuple[list[list[dict[str, Any]]], list[A
     """Return the messages of a table's rows, and the tools of each, None where there are none."""
     tools = samples["tools"].to_pylist() if "tools" in samples.column_names else [None] * len(samples)
     return [messages_of(messages) for messages in samples["messages"].to_pylist()], [_parsed(one) for one in tools]
+
+
+def _refuse_empty(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise Unrenderable(f"turn {number} has no role")
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise Unrenderable(f"turn {number} ({message['role']}) has neither content nor a tool call")
 
 
 def _parsed(value: Any) -> Any:

@@ -6,8 +6,11 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,15 @@ from training.rendering import Template
 STATE = "state"  # the tag under which DeepSpeed files every rank's shards
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map*", "added_tokens*", "vocab*", "merges*", "chat_template*", "generation_config.json")
 MAX_SHARD = "5GB"
+MERGE_TOKENS = 16
+MERGE_NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # mean difference of logits in their standard deviation
 
 Rows = list[dict[str, Any]]
+logger = logging.getLogger("training.sft")
+
+
+class ExportError(UserError):
+    """A trained model that can't be written, or would not be the one that was trained."""
 
 
 class CheckpointError(UserError):
@@ -46,8 +56,11 @@ def save_state(engine: Any, folder: Path, run: str, step: int, rows: Rows) -> No
         rows: a row for each of them.
     """
     client_state = {"run": run, "step": step, "rows": rows, "world_size": torch.distributed.get_world_size()}
-    folder.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(str(folder), tag=STATE, client_state=client_state, save_latest=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        engine.save_checkpoint(str(folder), tag=STATE, client_state=client_state, save_latest=False)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        raise CheckpointError(f"the checkpoint of step {step} can't be written to {folder}: {' '.join(str(error).split())[:200]}") from None
 
 
 def load_state(engine: Any, folder: Path, run: str) -> tuple[int, Rows]:
@@ -69,13 +82,19 @@ def _loaded(engine: Any, folder: Path, named: Path) -> dict[str, Any]:
     """Load a folder into the engine and return what was saved beside the engine's own state."""
     try:
         loaded, client_state = engine.load_checkpoint(str(folder), tag=STATE)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"checkpoint {named} can't be loaded: {' '.join(str(error).split())[:300]}; remove it to start again"
         ) from None
     if loaded is None:
         raise CheckpointError(f"{named} holds no checkpoint; remove it to start again")
     return client_state
+
+
+def broken_file(folder: Path) -> Path | None:
+    """Return a file of a checkpoint that was not written to its end (empty, cut, or zeros), or None where all were."""
+    files = sorted((folder / STATE).glob("*.pt"))
+    return next((path for path in files if not zipfile.is_zipfile(path)), None) if files else folder / STATE
 
 
 def load_other_world(engine: Any, root: Path, name: Callable[[int], str]) -> tuple[int, Rows]:
@@ -156,7 +175,7 @@ class CheckpointFolder:
         save_state(engine, part, self.run, step, rows)
         torch.distributed.barrier()
         if leads:
-            older = self.whole()
+            older = self.whole()[:-1]  # one stays, should this one's files turn out broken
             target = self.root / f"step-{step:08d}"
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
@@ -165,9 +184,12 @@ class CheckpointFolder:
         torch.distributed.barrier()
 
     def resume(self, engine: Any) -> tuple[int, Rows]:
-        """Load the newest whole checkpoint, or begin at step 0."""
-        whole = self.whole()
-        return load_state(engine, whole[-1], self.run) if whole else (0, [])
+        """Load the newest whole checkpoint, or begin at step 0; of one with a broken file, say so and take the one before."""
+        for folder in reversed(self.whole()):
+            if (broken := broken_file(folder)) is None:
+                return load_state(engine, folder, self.run)
+            logger.warning("checkpoint %s is broken (%s): going on from the one before it", folder, broken.name)
+        return 0, []
 
     def remove(self) -> None:
         """Remove all of them."""
@@ -178,19 +200,25 @@ class CheckpointFolder:
         return sorted(self.root.glob("step-*"))
 
 
+def lasting(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return what a model's weights file holds: every parameter once, by its first name, and the buffers that are saved with them."""
+    saved = set(model.state_dict())
+    return [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if name in saved)]
+
+
 def consolidate(engine: Any) -> dict[str, torch.Tensor] | None:
-    """Return the trained model's parameters on the CPU of rank 0, each once by its first name; all ranks call this, the others get None."""
+    """Return the trained model's parameters and saved buffers on the CPU of rank 0; all ranks call this, the others get None."""
     import deepspeed
 
     leads = torch.distributed.get_rank() == 0
     model = engine.module.model
     if engine.zero_optimization_stage() < 3:
-        return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()} if leads else None
+        return {name: tensor.detach().cpu() for name, tensor in lasting(model)} if leads else None
     state = {}
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
+    for name, tensor in lasting(model):
+        with deepspeed.zero.GatheredParameters([tensor]) if hasattr(tensor, "ds_id") else contextlib.nullcontext():
             if leads:
-                state[name] = parameter.detach().cpu().clone()
+                state[name] = tensor.detach().cpu().clone()
     return state if leads else None
 
 
@@ -203,14 +231,38 @@ def export(engine: Any, source: Path, folder: Path, sft: SftConfig, *, chat: Cha
         folder: a new folder.
         sft: the run's configuration; adapters are merged into the weights.
         chat: how samples looked, so that inference builds the prompts that training saw and stops where answers ended.
+
+    Raises:
+        ExportError: the folder can't be written, or merged weights don't do what the adapters did.
     """
     state = consolidate(engine)
     if state is None:
         return
+    try:
+        write_model(source, state, folder, sft)
+        copy_tokenizer(source, folder, chat)
+        usual_modes(folder)
+    except OSError as error:
+        raise ExportError(f"the trained model can't be written to {folder}: {error}") from None
+
+
+def write_model(source: Path, state: dict[str, torch.Tensor], folder: Path, sft: SftConfig) -> None:
+    """Write a trained model's weights and configuration.
+
+    Args:
+        source: the folder that the run began with.
+        state: of `consolidate`.
+        folder: a new folder.
+        sft: the run's configuration.
+    """
+    from safetensors import SafetensorError
+
+    model = _fresh_model(source, state, sft)
     folder.mkdir(parents=True, exist_ok=True)
-    _fresh_model(source, state, sft).save_pretrained(folder, max_shard_size=MAX_SHARD)
-    copy_tokenizer(source, folder, chat)
-    usual_modes(folder)
+    try:
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    except SafetensorError as error:  # a full disk, for one
+        raise ExportError(f"the trained model can't be written to {folder}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _fresh_model(source: Path, state: dict[str, torch.Tensor], sft: SftConfig) -> Any:
@@ -223,13 +275,32 @@ def _fresh_model(source: Path, state: dict[str, torch.Tensor], sft: SftConfig) -
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
         model.load_state_dict(state, strict=False, assign=True)
         model.tie_weights()
-        left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        left = [name for name, tensor in lasting(model) if tensor.is_meta]
         if left:
-            raise ValueError(f"the trained model has no parameters for {', '.join(left[:5])}")
+            raise ExportError(f"the trained model has no weights for {', '.join(left[:5])}")
         return model
     model = with_adapters(AutoModelForCausalLM.from_pretrained(source, dtype=dtype), sft.lora, seed=0)
     model.load_state_dict(state, strict=False)
-    return model.merge_and_unload()
+    return _merged(model.eval())
+
+
+def _merged(model: Any) -> Any:
+    """Return a model with its adapters merged, once some tokens have the logits that they had before.
+
+    Raises:
+        ExportError: they have not; an adapter lies on a weight that another layer shares, for one.
+    """
+    ids = torch.arange(3, 3 + MERGE_TOKENS)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits.float()
+        merged = model.merge_and_unload()
+        found = merged(input_ids=ids).logits.float()
+    off, scale = float((found - wanted).abs().mean()), float(wanted.std())
+    if not off <= MERGE_NEAR[merged.dtype] * scale:
+        raise ExportError(
+            f"merged weights don't do what the adapters did: logits are off by {off:.3g} on average (their spread is {scale:.3g})"
+        )
+    return merged
 
 
 def copy_tokenizer(source: Path, folder: Path, chat: ChatFormat | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from diversity.datasets import dataset
 from diversity.keys import sample_keys
 from training.chat import ChatEncoder, ChatFormat, Encoded, conversations, fit, learnt_ends, load_tokenizer
 from training.config import SftConfig
-from training.packing import Step, plan_steps
+from training.packing import ONE_SAMPLE, Step, assign, plan_steps
 from training.templates import Unrenderable
 
 COLUMNS = ("sample_id", "messages", "tools")  # of a sample, what training sees
@@ -54,6 +54,24 @@ class Data:
     steps: list[Step]
     counts: dict[str, int]
     chat: ChatFormat
+
+    def refuse_ids_from(self, vocabulary: int) -> None:
+        """Refuse samples with token ids that the model has no embedding for.
+
+        Raises:
+            UserError: there are some.
+        """
+        largest = max(int(one.input_ids.max()) for one in self.encoded)
+        if largest >= vocabulary:
+            raise UserError(
+                f"the tokenizer gives id {largest}, and the model's vocabulary has {vocabulary} tokens: they don't belong together"
+            )
+
+    def one_sample_a_row(self, world_size: int) -> Data:
+        """Return the same steps with rows of one sample, for models whose packed samples would see each other."""
+        lengths = np.array([len(one) for one in self.encoded])
+        steps = [replace(step, ranks=assign(step.samples, lengths, ONE_SAMPLE, world_size)) for step in self.steps]
+        return replace(self, steps=steps)
 
 
 def prepare_data(job: Job, world_size: int) -> Data:
@@ -150,6 +168,11 @@ def _read_file(file: Path) -> pa.Table:
         raise UserError(f"{file} can't be read as parquet: {' '.join(str(error).split())[:200]}") from None
     if "messages" not in table.column_names:
         raise UserError(f"{file} has no column messages")
+    kind = table.schema.field("messages").type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+        raise UserError(f"{file}: the column messages holds {kind}, not lists of turns with role and content")
+    if table["messages"].null_count:
+        raise UserError(f"{file}: {table['messages'].null_count} rows have no messages")
     if "sample_id" not in table.column_names:
         tools = table["tools"].to_pylist() if "tools" in table.column_names else [None] * len(table)
         ids = [sample_id(messages_of(messages), some) for messages, some in zip(table["messages"].to_pylist(), tools, strict=True)]

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from diversity.config import UserError
-from training.attention import refuse_lost_window, use_packed_attention
+from diversity.config import UserError, near_matches
+from training.attention import use_packed_attention
 from training.config import LoraConfig, Precision, SftConfig
+from training.forward import logits_at
 from training.kernels import cheap_parts_again, use_fused_kernels
 from training.loss import has_plain_head, linear_cross_entropy
 from training.ranks import group_backend
@@ -56,7 +57,7 @@ class RowLoss(nn.Module):
             states = model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[0, predicting]
             head = model.get_output_embeddings()
             return linear_cross_entropy(states, head.weight, head.bias, targets)
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=predicting, **inputs).logits[0]
+        logits = logits_at(model, predicting, {"input_ids": input_ids, **inputs})
         if len(targets) <= LOGIT_ROWS:
             return _summed(logits, targets)
         pieces = zip(logits.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
@@ -123,16 +124,19 @@ def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int)
     Raises:
         UserError: transformers can't open it as a causal language model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if parameters_in_bf16(sft.zero, precision) else torch.float32
     with _partitioned(sft, precision):
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+            open_folder: Any = AutoModelForCausalLM.from_pretrained
+            model, told = open_folder(folder, dtype=dtype, output_loading_info=True)
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())[:300]}") from None
+    if sft.zero.number != 3 or torch.distributed.get_rank() == 0:  # with stage 3 the others read nothing
+        _refuse_other_weights(folder, told)
     use_packed_attention(model)
-    refuse_lost_window(model, sft.max_length)
     if sft.kernels == "fused":
         use_fused_kernels(model)
     if sft.gradient_checkpointing:
@@ -145,6 +149,16 @@ def load_model(folder: Path, sft: SftConfig, precision: Precision, *, seed: int)
             model.enable_input_require_grads()
         model = with_adapters(model, sft.lora, seed=seed)
     return model.train()
+
+
+def _refuse_other_weights(folder: Path, told: Any) -> None:
+    """Refuse a folder whose weights are not the model's: what is missing would begin at random, what is unknown would be dropped."""
+    faults = [("lacks", told["missing_keys"]), ("has, and the model does not know,", told["unexpected_keys"])]
+    faults.append(("has in another shape", {str(one[0]) for one in told.get("mismatched_keys", ())}))
+    for what, names in faults:
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise UserError(f"{folder} {what} {len(names)} of the model's weights: {shown}")
 
 
 @contextlib.contextmanager
@@ -165,9 +179,39 @@ def with_adapters(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     import peft
 
     torch.manual_seed(seed)
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    chosen: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": targets}
-    return peft.get_peft_model(model, peft.LoraConfig(**chosen, task_type="CAUSAL_LM"))
+    named = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    _refuse_unknown_targets(model, [] if isinstance(named, str) else named)
+    chosen: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": named}
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**chosen, task_type="CAUSAL_LM"))
+    except ValueError as error:
+        raise UserError(f"sft.lora can't be used with this model: {' '.join(str(error).split())[:300]}") from None
+    _refuse_shared_targets(adapted)
+    return adapted
+
+
+def _refuse_unknown_targets(model: Any, targets: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            raise UserError(f"sft.lora.targets: this model has no layer {target!r}{near_matches(target, linear)}")
+
+
+def _refuse_shared_targets(model: Any) -> None:
+    """Refuse adapters on a weight that two layers share: merged, they would change the other layer too."""
+    owners: dict[int, set[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := module._parameters.get("weight"), nn.Parameter):
+            owners.setdefault(id(weight), set()).add(name.removesuffix(".base_layer"))
+    for name, module in model.named_modules():
+        layer = getattr(module, "base_layer", None)
+        weight = getattr(layer, "weight", None)
+        if weight is not None and len(owners.get(id(weight), ())) > 1:
+            raise UserError(
+                f"sft.lora.targets: {name.rsplit('.', 1)[-1]} shares its weight with another layer (tie_word_embeddings), which a merged "
+                "adapter would change too: leave it out"
+            )
 
 
 def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
@@ -181,26 +225,29 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())}") from None
+    except Exception as error:  # architectures raise whatever they like
+        raise UserError(f"{folder} can't be opened as a causal language model: {' '.join(str(error).split())[:300]}") from None
     config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if head is None:
+        raise UserError(f"{folder} can't be trained: {type(model).__name__} has no output layer that transformers knows of")
     outside = {id(model.get_input_embeddings().weight), id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
     whole_logits = not has_plain_head(model)
     if sft.lora is not None:
         with torch.device("meta"):
             model = with_adapters(model, sft.lora, seed=0)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = _number(config, "num_attention_heads", 1)
+    width = _number(config, "head_dim", config.hidden_size // heads)
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        intermediate=_number(config, "intermediate_size", 4 * config.hidden_size),
         vocabulary=config.vocab_size,
         block_weights=matrices,
-        attention_width=config.num_attention_heads * width,
-        key_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width,
+        attention_width=heads * width,
+        key_width=_number(config, "num_key_value_heads", heads) * width,
         whole_logits=whole_logits,
     )
 
@@ -234,6 +281,13 @@ def check_offload(sft: SftConfig, device: str) -> None:
 
 def _has_ninja() -> bool:
     return importlib.util.find_spec("ninja") is not None or shutil.which("ninja") is not None
+
+
+def _number(config: Any, name: str, otherwise: int) -> int:
+    """Return a figure of a configuration: the largest where layers differ, and another where it has none."""
+    value = getattr(config, name, None)
+    value = max((one for one in value if isinstance(one, int)), default=None) if isinstance(value, (list, tuple)) else value
+    return int(value) if isinstance(value, int) and value > 0 else otherwise
 
 
 def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimizer:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diversity.artifact import digest, file_digest
 from diversity.config import ConfigError, UserError, near_matches
@@ -107,6 +109,46 @@ def _check(name: str, folder: Path, tokenizer_only: bool) -> None:
         missing.append("weights (*.safetensors)")
     if missing:
         raise ModelError(f"model {name}: {folder} has no {', '.join(missing)}: give a Hugging Face folder with a fast tokenizer")
+    if not tokenizer_only:
+        _refuse_quantized(name, folder)
+        for path in sorted(folder.glob("*.safetensors")):
+            _refuse_cut(name, path)
+        for index in folder.glob("*.safetensors.index.json"):
+            named = set(_read_json(name, index).get("weight_map", {}).values())
+            if gone := sorted(file for file in named if not (folder / file).exists()):
+                raise ModelError(f"model {name}: {folder} has no {', '.join(gone[:3])}, which {index.name} names: fetch it again")
+
+
+def _refuse_quantized(name: str, folder: Path) -> None:
+    config = _read_json(name, folder / "config.json")
+    parts = [config, config.get("text_config")]
+    quantized = next((part["quantization_config"] for part in parts if isinstance(part, dict) and part.get("quantization_config")), None)
+    if quantized:
+        method = quantized.get("quant_method", "in some way") if isinstance(quantized, dict) else "in some way"
+        raise ModelError(
+            f"model {name}: its weights are quantized ({method}), which can't be trained: give the folder of the whole weights"
+        )
+
+
+def _refuse_cut(name: str, path: Path) -> None:
+    """Refuse a safetensors file that is not as long as its header says: a download or a copy that broke off."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(length)) if 0 < length <= size else {"": None}
+        ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise ModelError(f"model {name}: {path} is no safetensors file: fetch it again") from None
+    if size != (whole := 8 + length + max(ends, default=0)):
+        raise ModelError(f"model {name}: {path} has {size} bytes in place of {whole}: fetch it again")
+
+
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"model {name}: {path} is no JSON object: {error}") from None
 
 
 def _from_hub(name: str, tokenizer_only: bool) -> Path:

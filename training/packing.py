@@ -16,7 +16,9 @@ import numpy as np
 
 from diversity.keys import order, priorities
 from training.chat import NO_LABEL, Encoded
+from training.forward import rows_by
 
+ONE_SAMPLE = 1  # tokens of a row into which no two samples go
 PADDING = -1  # the segment of tokens that belong to no sample
 
 
@@ -189,10 +191,13 @@ def model_inputs(batch: Batch, model: Any, device: Any) -> dict[str, Any]:
     """Return what the model's `forward` takes for a packed row, on the device.
 
     `packed` attention (`training.attention`) gets the samples' bounds, transformers' FlashAttention reads them from the position ids, and
-    elsewhere a mask tells them.
+    elsewhere a mask tells them. A model that has been probed (`training.probe`) may get its position ids alone, or its tokens alone.
     """
     import torch
 
+    if (told := rows_by(model)) in ("positions", "alone"):
+        known = {"input_ids": batch.input_ids} | ({"position_ids": batch.position_ids} if told == "positions" else {})
+        return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in known.items()}
     inputs = {"input_ids": torch.from_numpy(batch.input_ids), "position_ids": torch.from_numpy(batch.position_ids)}
     attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
     on_host: dict[str, Any] = {}

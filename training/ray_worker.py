@@ -408,11 +408,12 @@ def _open(folder: Path, device: str) -> Any:
     """Return a trained model from its folder as it was saved, on the rank's device."""
     from transformers import AutoModelForCausalLM
 
-    from training.attention import use_packed_attention
+    from training.probe import settle
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    use_packed_attention(model)
-    return model.to(_device(device))
+    model = model.to(_device(device))
+    settle(model, _device(device))
+    return model
 
 
 def _device(kind: str) -> Any:

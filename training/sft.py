@@ -30,7 +30,7 @@ import torch
 import yaml
 
 from diversity.artifact import digest
-from diversity.config import UserError, parse
+from diversity.config import ConfigError, UserError, parse
 from training.chat import ChatFormat
 from training.checkpoint import CheckpointFolder, export, load_other_world
 from training.config import SftConfig, learning_rate, run_fingerprint
@@ -41,6 +41,7 @@ from training.hardware import has_amx
 from training.memory import let_optimizer_go
 from training.model_source import model_digest, resolve_model
 from training.packing import Step, collate, learnt, model_inputs
+from training.probe import settle
 from training.progress import Progress, describe, summary
 from training.ranks import smallest
 from training.trackers import Trackers, flat, open_trackers
@@ -124,6 +125,7 @@ def fine_tune(
     precision = job.sft.resolved_precision(job.device)
     check_offload(job.sft, job.device)
     shape = shape_of(job.model, job.sft)
+    data.refuse_ids_from(shape.vocabulary)
     device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
     # The least of all ranks: one that refuses alone would leave the others waiting for it.
     device_bytes, host_bytes = smallest(device_bytes), None if host_bytes is None else smallest(host_bytes)
@@ -134,6 +136,13 @@ def fine_tune(
     clock.lap("load_s")
     engine = build_engine(model, job.sft, precision, job.device, universal=universal)
     clock.lap("engine_s")
+    verdict = settle(engine.module.model, engine.device)
+    engine.module.pieces &= verdict.plain_head
+    if verdict.rows == "alone":
+        data = data.one_sample_a_row(world_size)
+    if rank == 0 and verdict.rows != "bounds":
+        logger.warning("%s", verdict.told())
+    clock.lap("probe_s")
     done, rows = resume(engine) if resume else (0, [])
     clock.lap("resume_s")
     ceiling = world_size * matmul_ceiling(job.device, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -239,19 +248,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def put(values: dict[str, Any], setting: str) -> None:
+    """Put `key=value` into nested values; a leading `sft.`, as a sweep's configuration has it, is left out.
+
+    Raises:
+        ConfigError: it is none, or a part of the key has a value already that holds no keys.
+    """
+    key, equals, text = setting.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"a setting is key=value, not {setting!r}")
+    *parents, last = key.removeprefix("sft.").split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{setting}: {parent} is already {node!r}, which holds no {last}: give one of the two")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is no YAML value: {' '.join(str(error).split())[:160]}") from None
+
+
 def _run(given: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values: dict[str, Any] = {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
     for setting in given.settings:
-        key, _, text = setting.partition("=")
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = yaml.safe_load(text)
+        put(values, setting)
     sft = parse(SftConfig, values).resolved(device, amx=device == "cpu" and has_amx())
     if sft.resume_world_size:
         raise UserError("resume_world_size is for a sweep: without Ray, give the other run's checkpoints by --resume-from FOLDER")
+    if next((path for path in (given.out, *given.out.parents) if path.exists()), given.out).is_file():
+        raise UserError(f"--out {given.out}: a file is there, and a folder is needed")
     prepare_process(device, given.threads)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

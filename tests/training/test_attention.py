@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from diversity.config import UserError
 from tests.training.reference_varlen import varlen_on_cpu
 from training import attention
-from training.attention import Row, packed_attention, refuse_lost_window, use_packed_attention, varlen_takes, written_out
+from training.attention import Row, packed_attention, use_packed_attention, varlen_takes, written_out
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlashAttention's varlen kernels run on nothing else")
 
@@ -192,18 +192,9 @@ def test_windows_and_caps_of_a_model_are_kept_in_packed_rows(kind: str, more: di
     with torch.no_grad():
         wanted = [model(input_ids=torch.from_numpy(one).long()[None]).logits[0] for one in ids]
         use_packed_attention(model)
-        refuse_lost_window(model, 20)
         batch = collate([Encoded(one, np.full(len(one), -100, np.int32), 0) for one in ids], (0, 1))
         found = model(**model_inputs(batch, model, "cpu"), use_cache=False).logits[0]
     torch.testing.assert_close(found, torch.cat(wanted), atol=1e-5, rtol=1e-4)
-
-
-def test_a_window_that_would_be_lost_is_refused_before_any_work() -> None:
-    model = tiny("mistral", sliding_window=4)
-    model.set_attn_implementation("eager")  # whose one mask for all layers would have no window
-    with pytest.raises(UserError, match="set sft.max_length=4 or less"):
-        refuse_lost_window(model, 5)
-    refuse_lost_window(model, 4)
 
 
 def test_scores_of_another_kind_are_an_error() -> None:

@@ -16,7 +16,8 @@ from diversity.keys import order, priorities, sample_keys
 from training.chat import NO_LABEL, ChatEncoder, Encoded, conversations, cut_response, fit
 from training.evaluators import SampleFigures, Score, Subject, group_numbers, mean_and_error
 from training.evaluators.strata import METRICS, N_CODES, TokenStrata
-from training.packing import Batch, assign, collate, learnt, model_inputs
+from training.forward import alone, logits_at
+from training.packing import ONE_SAMPLE, Batch, assign, collate, learnt, model_inputs
 from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def sample_nll(
     import torch
 
     lengths = np.array([len(sample) for sample in encoded])
-    row_tokens = max(row_tokens or ROW_TOKENS.get(torch.device(device).type, 512), int(lengths.max()))
+    row_tokens = ONE_SAMPLE if alone(model) else max(row_tokens or ROW_TOKENS.get(torch.device(device).type, 512), int(lengths.max()))
     codes = strata.codes if strata else None
     sums = torch.zeros(len(encoded), 1 + (N_CODES if strata else 1), dtype=torch.float64, device=device)  # the first column: all tokens
     for part in assign(range(len(encoded)), lengths, row_tokens, world_size)[rank]:
@@ -182,7 +183,7 @@ def token_nll(model: Any, batch: Batch, device: Any) -> Any:
     with torch.no_grad():
         # An empty row asks for one place all the same: with ZeRO stage 3, every rank must go through every layer.
         asked = places if len(places) else torch.zeros(1, dtype=torch.int64, device=device)
-        logits = model(**model_inputs(batch, model, device), use_cache=False, logits_to_keep=asked).logits[0, : len(places)]
+        logits = logits_at(model, asked, model_inputs(batch, model, device))[: len(places)]
         pieces = zip(logits.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
         losses = [torch.nn.functional.cross_entropy(logit.float(), label, reduction="none") for logit, label in pieces]
     return torch.cat(losses)
