@@ -89,23 +89,31 @@ def tiny_config(name: str) -> Any:
 
     config = AutoConfig.for_model(name)
     text = config.get_text_config(decoder=True)
-    values = {key: value for key, value in {**SMALL, **TOKENS}.items() if getattr(text, key, None) is not None or key in TOKENS}
+    kind = type(text)
+    known = [key for key in SMALL if _settable(kind, key) and getattr(text, key, None) is not None]
+    values = {key: SMALL[key] for key in known} | TOKENS
+    if "kv_lora_rank" in known:  # latent attention has keys for every head
+        values["num_key_value_heads"] = values["num_attention_heads"]
     values |= OWN.get(name, {})
     for key in ("layer_types", "mlp_layer_types"):
         kinds = getattr(text, key, None)
-        if kinds and key not in values:
+        if kinds and key not in values and _settable(kind, key):
             kept = list(dict.fromkeys(kinds))  # one of each kind
             values[key] = (kept * 4)[: max(4, len(kept))]
     layers = max((len(value) for key, value in values.items() if key.endswith("layer_types")), default=4)
     values |= {key: layers for key in ("num_hidden_layers", "n_layer", "num_layers") if key in values and key not in OWN.get(name, {})}
-    kind = type(text)
-    made = kind(**{key: value for key, value in {**text.to_dict(), **values}.items() if key not in ("model_type", "transformers_version")})
+    made = kind(**{key: value for key, value in values.items() if _settable(kind, key)})
     if text is config:
         return made
     for key, value in vars(config).items():
         if value is text:
             setattr(config, key, made)
     return config
+
+
+def _settable(kind: Any, key: str) -> bool:
+    """Return whether a configuration's figure is its own, and not made from others."""
+    return not any(isinstance(getattr(kind, name, None), property) for name in (key, kind.attribute_map.get(key, key)))
 
 
 def try_one(name: str) -> dict[str, Any]:
