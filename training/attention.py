@@ -6,8 +6,8 @@ causal call a sample on a CPU and wherever that kernel can't go. A row of n samp
 costs (n l)². Without bounds (padded batches, generation with a cache) it is `sdpa`.
 
 What an architecture does to its scores beside a sliding window (caps, sinks, chunks) is not done here: such models are told apart before
-any work (`use_packed_attention`, and for what that can't know `training.probe`), and a call that asks for it all the same is an error, never
-another model in silence.
+any work (`use_packed_attention`, and for what that can't know `training.probe`), and a call that asks for it all the same is an error,
+never another model in silence.
 """
 
 from __future__ import annotations
