@@ -134,9 +134,11 @@ def plan(context: Context) -> Iterator[str]:
     if unsealed:
         yield f"{len(cells)} cells x {len(seeds)} training seeds; {len(unsealed)} datasets are not sealed yet:"
         yield context.command("build_datasets")
+        yield from _planned(context)
         return
     if experiment.evaluation.heldout and not heldout.heldout_artifact(context).sealed:
         yield f"{len(cells)} cells x {len(seeds)} training seeds; the held-out samples are not sealed yet: {context.command('heldout')}"
+        yield from _planned(context)
         return
     every = runs(context)
     left = [run for run in every if not run.finished]

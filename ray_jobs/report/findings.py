@@ -131,16 +131,25 @@ def _spread(rows: Sequence[Row]) -> Table:
     for row in rows:
         if row["kind"] == "spread":
             groups.setdefault(_arm(row), {})[row["method"]] = row
+    reached = {_arm(row): row for row in rows if row["kind"] == "slope" and row["subset"] == "all" and row["se_prompts"] is not None}
     lines = []
     for (strategy, size, control), found in groups.items():
         figures = [f"{found[name]['estimate']:.2g}" if name in found else "" for name in ("prompts", "training-seed", "subset-seed")]
+        slope = reached.get((strategy, size, control))
+        figures.append("" if slope is None else f"{slope['se_prompts']:.2g} of {slope['se']:.2g}")
         first = next(iter(found.values()))
         lines.append([arm_name(strategy, control), count(size), str(first["n"]), str(first["runs"]), *figures])
     told = (
         "Within a run: its standard error over the samples of the split. Between: standard deviation of runs on one dataset, and of "
-        "datasets of one level. The error of an effect comes from the last, whatever the others are."
+        "datasets of one level, where an effect's error comes from. Last: how much of the error over prompts reaches the slope, as part of "
+        "its standard error: what all runs have in common on a prompt drops out."
     )
-    return Table("How far runs scatter", told, ("", "size", "datasets", "runs", "within", "training seeds", "datasets of a level"), lines)
+    return Table(
+        "How far runs scatter",
+        told,
+        ("", "size", "datasets", "runs", "within", "training seeds", "datasets of a level", "prompts, in the slope"),
+        lines,
+    )
 
 
 def _name(row: Row) -> str:

@@ -54,16 +54,21 @@ def _panel(arm: ComparedArm, labels: tuple[str, str], runs: tuple[Scored, Scored
         [{**row, "strategy": label, "cell": f"{label}, {row['cell']}"} for label, found in zip(labels, mine, strict=True) for row in found]
     )
 
+    predictor = "level" if any(row["coverage"] is None for row in everything) else "coverage"
+
     def draw(axes: Axes) -> None:
         for i, label in enumerate(labels):
-            titles.update(draw_series(axes, [row for row in everything if row["strategy"] == label], CATEGORIES[i], f"of-{i}"))
-        axes.set_ylim(*limits_of(everything, "level"))
-        level_axis(axes)
+            titles.update(draw_series(axes, [row for row in everything if row["strategy"] == label], CATEGORIES[i], f"of-{i}", predictor))
+        axes.set_ylim(*limits_of(everything, predictor))
+        if predictor == "level":
+            level_axis(axes)
+        else:
+            axes.set_xlabel("measured coverage of its own types (%)")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel("score")
 
     title = f"{arm_name(arm.strategy, arm.control)}, {arm.size:,} samples"
-    return Panel(title, figure(draw, f"both-{title}", f"Score against level for {title} in both experiments", titles))
+    return Panel(title, figure(draw, f"both-{title}", f"Score against {predictor} for {title} in both experiments", titles))
 
 
 def _told(arm: ComparedArm) -> list[str]:

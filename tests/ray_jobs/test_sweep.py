@@ -141,6 +141,9 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
         sweep.run(context)
     assert other.finished and not lost.task.model.sealed
     assert list(context.index.read()["runs"]) == other.keys
+    (plan,) = context.index.read()["plan"].values()
+    planned = context.storage.at(plan).manifest  # sealed before the first run was trained, and not again by the second try
+    assert planned["scored_before"] == 0 and len(planned["runs"]) == 3
 
     # The same command restores Tune's folder and does what is left.
     part.with_suffix(".lost").rename(part)
@@ -151,6 +154,7 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
     every = sweep.runs(context)
     assert len(every) == 2 and all(one.finished for one in every)
     index = context.index.read()
+    assert list(index["plan"].values()) == [plan] and context.storage.at(plan).manifest == planned
     assert set(index["runs"]) == set(index["scores"]) == {"random_n8_s0_t0", "random_n8_s1_t0", "longest_n8_s0_t0"}
     assert index["runs"]["random_n8_s0_t0"] == index["runs"]["random_n8_s1_t0"]
     for one in every:
@@ -176,7 +180,9 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
     before = {one.task.run: one.task.model.manifest for one in every}
     sweep.run(context)
     assert {one.task.run: one.task.model.manifest for one in sweep.runs(context)} == before
-    assert "2 runs, 2 sealed, 0 to do" in next(iter(sweep.plan(context)))
+    lines = list(sweep.plan(context))
+    assert "2 runs, 2 sealed, 0 to do" in lines[0]
+    assert "the plan is sealed: primary effects none, so that all findings are exploratory" in lines
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed, so that nothing is missing")
