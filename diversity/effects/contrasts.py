@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diversity.effects.ledger import generator_for, of_arm
 from diversity.effects.permutation import permutation_p, smallest_p
-from diversity.effects.regression import mean_of, slope_difference
+from diversity.effects.regression import Slope, mean_of, slope_difference
 from diversity.effects.schema import MIN_LEVELS, SCORE, SUBSETS, Row, arm_name, grouped, head_of
 from diversity.effects.slopes import DRAWS, FAMILY, ONE_SEED, Measured, adjust, chosen, columns_of, constant, inference, within
-from diversity.effects.units import blocks_of, datasets, design_of, line_through, runs_of, seed_labels
+from diversity.effects.units import Kind, blocks_of, datasets, design_of, line_through, runs_of, seed_labels
 
 
 def difference_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
@@ -31,37 +33,51 @@ def difference_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
         arms = {(k["strategy"], k["control"]): found for k, found in grouped(group, ("strategy", "control"))}
         pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a[1] == b[1] == "none"]
         pairs += [(arm, (arm[0], "none")) for arm in arms if arm[1] != "none" and (arm[0], "none") in arms]
+        lines = {(arm, subset): _arm_line(found, subset) for arm, found in arms.items() for subset in SUBSETS}
         for (a, b), subset in itertools.product(pairs, SUBSETS):
             head = {**head_of(key, group, "difference"), "strategy": a[0], "control": a[1], "other": arm_name(*b)}
             head |= {"predictor": "level", "subset": subset, "method": "ols"}
-            if (row := _difference(head, arms[a], arms[b], measured)) is not None:
-                rows.append(row)
+            first, second = lines[a, subset], lines[b, subset]
+            if first is not None and second is not None:
+                rows.append(_difference(head, first, second, measured))
     adjust(rows, FAMILY)
     return rows
 
 
-def _difference(head: Row, first: Sequence[Row], second: Sequence[Row], measured: Measured) -> Row | None:
-    """Return the difference of two arms' slopes on level, or None where one of them has no slope."""
-    groups = [chosen(group, "level", head["subset"]) for group in (first, second)]
-    lines, labels, kept = [], [], []
-    for i, units in enumerate(groups):
-        x, y = columns_of(units, "level")
-        if len(np.unique(x)) < MIN_LEVELS:
-            return None
-        design = design_of(x, seed_labels(units))
-        lines.append(line_through(x, y, design))
-        labels.append(blocks_of(design, [unit["size"] for unit in units])[design.used] + i * 1_000_000)
-        kept.append([unit for unit, used in zip(units, design.used, strict=True) if used])
-        if design.kind == "one subset seed":
-            head = {**head, "design": design.kind, "note": ONE_SEED}
-    both = [*kept[0], *kept[1]]
+@dataclass(frozen=True)
+class _ArmLine:
+    """An arm's slope on level, the datasets that it rests on, the groups within which these are shuffled, and the design's kind."""
+
+    line: Slope
+    units: list[Row]
+    blocks: NDArray[np.int64]
+    kind: Kind
+
+
+def _arm_line(group: Sequence[Row], subset: str) -> _ArmLine | None:
+    """Return an arm's slope on level, or None where it has none."""
+    units = chosen(group, "level", subset)
+    x, y = columns_of(units, "level")
+    if len(np.unique(x)) < MIN_LEVELS:
+        return None
+    design = design_of(x, seed_labels(units))
+    used = [unit for unit, is_used in zip(units, design.used, strict=True) if is_used]
+    return _ArmLine(line_through(x, y, design), used, blocks_of(design, [unit["size"] for unit in units])[design.used], design.kind)
+
+
+def _difference(head: Row, first: _ArmLine, second: _ArmLine, measured: Measured) -> Row:
+    """Return the difference of two arms' slopes on level."""
+    if "one subset seed" in (first.kind, second.kind):
+        head = {**head, "design": "one subset seed", "note": ONE_SEED}
+    both = [*first.units, *second.units]
     head = {**head, "given": "", "n": len(both), "runs": runs_of(both), "se_within": within(both)}
     x, y = columns_of(both, "level")
-    own, blocks = np.where(np.arange(len(both)) < len(kept[0]), x, 0.0), np.concatenate(labels)
+    own = np.where(np.arange(len(both)) < len(first.units), x, 0.0)
+    blocks = np.concatenate([first.blocks, second.blocks + 1_000_000])
     draws = generator_for(measured.seed, *(head.get(name) for name in ("kind", *FAMILY, "strategy", "other")))
     p = permutation_p(own, y, draws, blocks, covariates=x, draws=DRAWS)
     shuffled = {"p_permutation": p, "p_smallest": smallest_p(own, blocks, x)}
-    return {**head, **inference(slope_difference(*lines)), "sd_between": None, **shuffled}
+    return {**head, **inference(slope_difference(first.line, second.line)), "sd_between": None, **shuffled}
 
 
 def contrast_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:

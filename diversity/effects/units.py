@@ -54,6 +54,15 @@ def datasets(rows: Iterable[Row]) -> list[Row]:
         rows: scored rows of RESULTS_SCHEMA, all of one score.
     """
     rows = list(rows)
+    cells, runs = ({row[name] for row in rows} for name in ("cell", "run"))
+    contents = [row["content"] for row in rows if row.get("content") is not None]
+    if len(cells) == len(runs) == len(rows) and len(set(contents)) == len(contents):  # nothing is shared
+        return [{**row, "seeds": (row["subset_seed"],), "runs": [row["run"]]} for row in rows]
+    return merged(rows)
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Return what `datasets` does, whatever is shared."""
     same = Components()
     for row in rows:
         same.join(("cell", row["cell"]), ("run", row["run"]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from diversity.effects import ols
 from diversity.effects.ledger import generator_for
 from diversity.effects.slopes import weights_of
-from diversity.effects.units import datasets, design_of, line_through, seed_labels
+from diversity.effects.units import datasets, design_of, line_through, merged, seed_labels
 from tests.diversity.effects.results import result
 
 
@@ -25,6 +25,13 @@ def test_a_shared_run_is_averaged_once():
     rows = [result("a-micro", x, float(t), seed=s, run=f"run {t}") for s, x in ((0, 0.0), (1, 0.5)) for t in (0, 4)]
     (unit,) = datasets(rows)
     assert unit["value"] == 2 and unit["level"] == 0.25 and unit["runs"] == ["run 0", "run 4"]
+
+
+def test_where_nothing_is_shared_datasets_are_what_merging_gives():
+    rows = [
+        result("a-micro", x, x + s, seed=s, content=f"{x} {s}" if s else None, se=0.1 * s or None) for x in (0, 0.5, 1) for s in range(3)
+    ]
+    assert sorted(datasets(rows), key=str) == sorted(merged(rows), key=str)
 
 
 @settings(max_examples=80, deadline=None)
