@@ -11,7 +11,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -210,8 +210,10 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     cpus, gpus = _full_size(context)
     concurrent = trials.concurrent_runs(demand, cpus=cpus, gpus=gpus)
     trials.wait_for_one(demand, experiment.resources.wait_s)
-    tasks = {one.task.run: one.task for one in every}
+    attempt = context.journal.hold([one.task.run for one in left]) if context.journal is not None else ""
+    tasks = {one.task.run: replace(one.task, attempt=attempt) for one in every}
     name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every], demand, concurrent)
+    name = f"{name}-{attempt}" if attempt else name
     try:
         trials.tune_runs([one.describe() for one in left], tasks, demand, storage, name, concurrent)
         if still := [one for one in left if not one.finished]:

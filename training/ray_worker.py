@@ -59,6 +59,7 @@ class Task:
         cells: `<cell>_t<seed>` of every cell that shares this run, for the manifests.
         profile: of the model's tokens in the corpus's responses, for scores by kind of token; None leaves those out.
         prompts: whose answers are judged, sealed before the run is scored; None where nothing is judged.
+        attempt: what tells this job's side files from those of another that trains the same run at the same time; "" where none does.
         begun: fingerprint of the same run on `sft.resume_world_size` ranks, whose checkpoint it may go on from.
     """
 
@@ -78,6 +79,12 @@ class Task:
     profile: Artifact | None = None
     begun: str | None = None
     prompts: Artifact | None = None
+    attempt: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the folder with the run's checkpoints: the run's, so that it resumes; another where another job trains it."""
+        return f"{self.run}-{self.attempt}" if self.attempt else self.run
 
     @property
     def run(self) -> str:
@@ -220,7 +227,7 @@ def _curve(task: Task) -> Iterator[Any]:
     settings = flat(task.sft.identity(training_seed=task.training_seed, device=task.device))
     about = {"run": task.run, "cell": task.cells[0], "model": task.base, **settings}
     filesystem, root = task.model.storage.filesystem()
-    place = f"{root}/tensorboard/{task.run}"
+    place = f"{root}/tensorboard/{task.folder}"
     if isinstance(filesystem, pafs.LocalFileSystem):
         yield lambda rows: Metered(open_trackers(task.sft.trackers, Path(place), task.run, about, rows), task.device)
         return
@@ -338,7 +345,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
             trained_on=_trained_on(task),
-            kept=Kept(task.scores.storage, f"train/{task.run}/kept-{task.scores.fingerprint}"),
+            kept=Kept(task.scores.storage, f"train/{task.folder}/kept-{task.scores.fingerprint}"),
             folder=folder if opened else None,
             judging=asked_once(task.prompts.read()) if task.prompts is not None else None,
         )

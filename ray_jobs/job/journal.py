@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -72,7 +72,7 @@ class Journal:
             explain: finds what a person can mend inside of an error, if there is anything.
         """
         self.storage, self.folder, self.stage, self._explain = storage, f"experiments/{experiment}", stage, explain
-        self.job = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{stage}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.job = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{stage}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._facts = {
             "job": self.job,
             "host": socket.gethostname(),
@@ -104,6 +104,25 @@ class Journal:
             self._write("failed.json", {**self._facts, "stage": self.stage, **{name: value for name, value in told.items() if value}})
         self._copy_log()
         self._quietly(_delete, self.storage, f"{self.folder}/jobs/{self.job}/heartbeat.json")
+
+    def hold(self, names: Sequence[str]) -> str:
+        """Say that this job works under these names, whose folders it would share with another job that does.
+
+        Returns:
+            What sets this job's folders apart, where another living job of the storage holds one of the names, else "". Both say first what
+            they hold and look then, so that of two at least one sees the other. Before a job is taken for dead, a beat of it is waited for,
+            unless it is of this machine and its process is gone.
+        """
+        self._facts["holds"] = list(names)
+        self._beat()
+        others = [(name, told) for name in _experiments(self.storage) for told in jobs(self.storage, name)]
+        for experiment, told in others:
+            if told.state == "running" and told.facts["job"] != self.job and set(names) & set(told.facts.get("holds", ())):
+                if _beats(self.storage, experiment, told):
+                    logger.warning("job %s works on the same: this one keeps what it is at in folders of its own", told.facts["job"])
+                    return self.job.rpartition("-")[2]
+                logger.info("job %s is gone: going on from where it was", told.facts["job"])
+        return ""
 
     def finished(self, stage: str) -> None:
         """Forget the jobs that failed or fell silent in a stage which has now ended well."""
@@ -161,6 +180,23 @@ def jobs(storage: Storage, experiment: str) -> list[Told]:
     return found
 
 
+def _experiments(storage: Storage) -> list[str]:
+    return [info.base_name for info in storage.list("experiments") if info.type == pafs.FileType.Directory]
+
+
+def _beats(storage: Storage, experiment: str, told: Told) -> bool:
+    """Wait until a job has beaten again, and return whether it has before it counts as silent."""
+    while told.state == "running":
+        time.sleep(min(1.0, BEAT_S))
+        again = _told(storage, f"experiments/{experiment}/jobs/{told.facts['job']}")
+        if again is None or again.state == "failed":
+            return False  # it has ended
+        if again.facts["beat"] != told.facts["beat"]:
+            return True
+        told = again
+    return False
+
+
 def without_credentials(text: str) -> str:
     """Return a text without the keys that its URIs hold."""
     return CREDENTIALS.sub("***@", text)
@@ -173,7 +209,7 @@ def _told(storage: Storage, folder: str) -> Told | None:
         except FileNotFoundError:
             continue
         told = Told("failed", facts)
-        return told if name == "failed" else Told("running" if told.age_s <= SILENT_S and not _gone(facts) else "silent", facts)
+        return told if name == "failed" else Told("silent" if told.age_s > SILENT_S or _gone(facts) else "running", facts)
     return None
 
 
@@ -196,7 +232,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class _Output(logging.Handler):

@@ -174,8 +174,8 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
         torch_config=TorchConfig(backend=group_backend(demand.device)),
         scaling_config=ScalingConfig(num_workers=demand.ranks, use_gpu=demand.gpu, resources_per_worker=demand.rank),
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
-            name=task.run,
-            storage_path=f"{storage.uri.rstrip('/')}/train",
+            name=task.folder,
+            **_place(storage, "train"),
             failure_config=FailureConfig(max_failures=task.sft.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -185,9 +185,16 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
     if "error" in figures:
         raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
-    for name in filter(None, (task.run, task.begun)):
+    for name in filter(None, (task.folder, task.begun)):
         remove_folder(storage, f"train/{name}")  # checkpoints: the model is sealed
     tune.report({**figures, "trial_s": time.perf_counter() - started})
+
+
+def _place(storage: Storage, folder: str) -> dict[str, Any]:
+    """Return a folder of the storage as Ray's configurations want it: with our filesystem, which waits for a store that is away."""
+    filesystem, root = storage.filesystem()
+    place: dict[str, Any] = {"storage_path": f"{root}/{folder}"}
+    return place if storage.renames else {**place, "storage_filesystem": filesystem}
 
 
 class Told(tune.Callback):
@@ -236,21 +243,25 @@ def tune_runs(
     Raises:
         SweepError: runs failed, after all others were done.
     """
-    folder = f"{storage.uri.rstrip('/')}/tune/{name}"
+    place = _place(storage, "tune")
+    folder, filesystem = f"{place['storage_path']}/{name}", place.get("storage_filesystem")
     trainable = tune.with_resources(tune.with_parameters(train_run, tasks=dict(tasks), demand=demand, storage=storage), demand.bundles[0])
-    if tune.Tuner.can_restore(folder):
+    if tune.Tuner.can_restore(folder, storage_filesystem=filesystem):
         logger.info("going on in %s", folder)
         tuner = tune.Tuner.restore(
-            folder, trainable, resume_unfinished=True, resume_errored=True, param_space={"run": tune.grid_search(list(described))}
+            folder,
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            param_space={"run": tune.grid_search(list(described))},
+            storage_filesystem=filesystem,
         )
     else:
         tuner = tune.Tuner(
             trainable,
             param_space={"run": tune.grid_search(list(described))},
             tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=concurrent, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name=name, storage_path=f"{storage.uri.rstrip('/')}/tune", callbacks=[Told(len(described))], verbose=0
-            ),
+            run_config=tune.RunConfig(name=name, **place, callbacks=[Told(len(described))], verbose=0),
         )
     results = tuner.fit()
     if results.errors:

@@ -115,6 +115,27 @@ def test_a_job_without_a_sign_of_life_is_silent(config: Path, capsys: pytest.Cap
     assert "running: sweep on another-machine" in out and "last sign of life 60 min ago: it was killed, or its machine is gone" in out
 
 
+def test_two_jobs_at_the_same_runs_keep_their_folders_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "BEAT_S", 0.05)
+    monkeypatch.setattr(journal, "SILENT_S", 1.0)
+    storage = Storage(str(config.parent / "runs"))
+
+    def new(experiment: str) -> journal.Journal:
+        return journal.Journal(storage, experiment, "sweep", "command", lambda error: None)
+
+    with new("e") as first:
+        assert first.hold(["a", "b"]) == ""
+        with new("another") as second, new("e") as third:
+            apart = second.hold(["b", "c"])
+            assert apart and apart == second.job.rpartition("-")[2]
+            assert third.hold(["d"]) == "", "it shares nothing with the others"
+    facts = {"job": "killed", "stage": "sweep", "host": "another-machine", "pid": 1, "started": "x", "command": "c", "holds": ["a"]}
+    beat = datetime.now(UTC).isoformat()
+    storage.write_bytes("experiments/e/jobs/killed/heartbeat.json", json.dumps({**facts, "beat": beat}).encode())
+    with new("e") as fourth:
+        assert fourth.hold(["a"]) == "", "no beat came: what the killed one began goes on under its name"
+
+
 def test_runs_that_failed_are_named(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from ray_jobs.tasks.trials import SweepError
 
