@@ -3,9 +3,11 @@
 The same model, samples (encoded once, by our template), precision, samples a step, optimizer and one epoch go through our train loop,
 through `transformers.Trainer` with its usual padded collator, and through TRL's `SFTTrainer` with its packing; each in a process of its
 own, one after the other, `--repeats` times in turn. Counted are useful tokens, those of samples: padding is nobody's work. Printed for
-each side: seconds from the first step's begin to the last one's end, response and all tokens a second, MFU (operations that the samples
-need, `training.flops`, against the measured ceiling of a large matrix product on this machine), peak memory of the process, or of the
-GPU where there is one, and the losses, which show that all do the same work. Then how long our start takes, part by part.
+each side: seconds of all steps but the first, in which kernels are chosen and memory is found; response and all tokens a second; MFU
+(operations that the samples need, `training.flops`) against the measured ceiling of a large matrix product on this machine, and against
+the data sheet's where the GPU is a known one; peak memory of the process, or of the GPU where there is one; and the losses, which show
+that all do the same work. Then how long our start takes, part by part. `ours-bf16` is our loop in bf16, which on a CPU pays with AMX only:
+the first line says whether this machine has it. A run that can't fit is refused, as anywhere.
 
 Without `--corpus`, samples are made up with lengths like those of a real corpus. Without `--model`, the model is a small Llama with random
 weights; `--shape llama-2-7b` is one of that size, made from its config alone (a GPU of 140 GB).
@@ -36,8 +38,14 @@ SHAPES = {
     "smollm2-135m": (576, 1536, 30, 9, 3),
     "llama-2-7b": (4096, 11008, 32, 32, 32),
 }
-NAMES = {"ours": "sft-diversity", "trainer": "transformers.Trainer, padded", "trl": "TRL SFTTrainer, packed"}
+NAMES = {
+    "ours": "sft-diversity",
+    "ours-bf16": "sft-diversity, bf16",
+    "trainer": "transformers.Trainer, padded",
+    "trl": "TRL SFTTrainer, packed",
+}
 ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
+DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}  # dense bf16 operations a second (SXM)
 
 
 def main() -> None:
@@ -50,14 +58,14 @@ def main() -> None:
     parser.add_argument("--samples-per-step", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8, help="samples of a padded micro-batch")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations twice")
-    parser.add_argument("--sides", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--sides", nargs="+", choices=NAMES, default=["ours", "trainer", "trl"])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        found = {"ours": ours, "trainer": trainer, "trl": trl}[given.side](given)
+        found = {"ours": ours, "ours-bf16": ours, "trainer": trainer, "trl": trl}[given.side](given)
         Path(given.folder, "found.json").write_text(json.dumps(found))
         return
     with tempfile.TemporaryDirectory(prefix="sft-benchmark-") as folder:
@@ -66,6 +74,8 @@ def main() -> None:
 
 def _run_all(given: argparse.Namespace, folder: Path) -> None:
     import torch
+
+    from training.hardware import has_amx
 
     prepare(given, folder)
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in given.sides}
@@ -79,21 +89,26 @@ def _run_all(given: argparse.Namespace, folder: Path) -> None:
     ceiling = max(run["ceiling"] for runs in found.values() for run in runs)
     shape = next(iter(found.values()))[0]["shape"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    sheet = next((limit for name, limit in DATA_SHEET.items() if name in device.split()), None)
     print(
         f"{len(encoded)} samples, {lengths.sum()} tokens, {sum(one.response_tokens for one in encoded)} of responses, lengths "
-        f"{lengths.min()} to {lengths.max()}, median {int(np.median(lengths))}; {shape}; on {device}; "
-        f"limit: {ceiling / 1e12:.3f} TFLOP/s in a large matrix product, {found[given.sides[0]][0]['flops'] / 1e12:.2f} TFLOP of work"
+        f"{lengths.min()} to {lengths.max()}, median {int(np.median(lengths))}; {shape}; on {device}, "
+        f"{'with' if has_amx() else 'without'} AMX; limits: {ceiling / 1e12:.3f} TFLOP/s measured in a large matrix product, "
+        f"{f'{sheet / 1e12:.0f} by the data sheet' if sheet else 'no data sheet known'}; "
+        f"{found[given.sides[0]][0]['flops'] / 1e12:.2f} TFLOP of work"
     )
     best = {side: min(runs, key=lambda run: run["seconds"]) for side, runs in found.items()}
     rows = []
     for side, run in best.items():
         all_of_them = ", ".join(f"{one['seconds']:.1f}" for one in found[side])
-        mfu = run["flops"] / run["seconds"] / ceiling
-        speed = [f"{run[kind] / run['seconds']:,.0f}" for kind in ("response_tokens", "tokens")]
+        share = (run["steps"] - 1) / run["steps"]  # of the work that the seconds are of
+        done = share * run["flops"] / run["seconds"]
+        mfu = [f"{100 * done / limit:.1f}%" if limit else "-" for limit in (ceiling, sheet)]
+        speed = [f"{share * run[kind] / run['seconds']:,.0f}" for kind in ("response_tokens", "tokens")]
         losses = f"{run['losses'][0]:.4f} to {run['losses'][-1]:.4f}"
         ratio = f"{run['seconds'] / best['ours']['seconds']:.2f}" if "ours" in best else ""
-        rows.append([NAMES[side], all_of_them, *speed, f"{100 * mfu:.1f}%", f"{run['memory'] / 2**30:.2f}", losses, run["steps"], ratio])
-    header = ["side", "seconds", "response tokens/s", "all tokens/s", "MFU", "peak GiB", "loss", "steps", "ours is faster by"]
+        rows.append([NAMES[side], all_of_them, *speed, *mfu, f"{run['memory'] / 2**30:.2f}", losses, run["steps"], ratio])
+    header = ["side", "seconds", "response tokens/s", "all tokens/s", "MFU", "MFU, sheet", "peak GiB", "loss", "steps", "ours is faster by"]
     print_table("One epoch", header, rows)
     if "ours" in best:
         print_table("Our start, s", list(best["ours"]["setup"]), [[f"{value:.2f}" for value in best["ours"]["setup"].values()]])
@@ -168,7 +183,6 @@ def sft_config(given: argparse.Namespace, encoded: list[Any], device: str) -> An
     from training.config import SftConfig
 
     per_step = round(sum(one.response_tokens for one in encoded) / len(encoded) * given.samples_per_step)
-    large = given.shape == "llama-2-7b" and not given.model
     return SftConfig(
         budget={"epochs": 1},  # type: ignore[arg-type]
         response_tokens_per_step=per_step,
@@ -178,8 +192,8 @@ def sft_config(given: argparse.Namespace, encoded: list[Any], device: str) -> An
         schedule="constant",
         gradient_checkpointing=given.checkpointing,
         checkpoint_every=None,
-        zero={"stage": 1 if large else 0},  # type: ignore[arg-type]  # at that size parameters in bf16, their copies in the optimizer
-    )
+        precision="bf16" if given.side == "ours-bf16" or device == "cuda" else "fp32",
+    ).resolved(device)
 
 
 def describe(given: argparse.Namespace, encoded: list[Any], device: str) -> dict[str, Any]:
@@ -209,7 +223,7 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from diversity.corpus.samples import sample_id
-    from training.engine import prepare_process, process_group
+    from training.engine import free_memory, prepare_process, process_group
     from training.sft import Job, fine_tune
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,9 +233,10 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
     rows = [{"sample_id": sample_id(messages), "messages": messages} for messages in conversations]
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
     with process_group(device):
-        trained = fine_tune(Job(given.folder / "model", table, sft_config(given, encoded, device), given.seed, device))
+        job = Job(given.folder / "model", table, sft_config(given, encoded, device), given.seed, device)
+        trained = fine_tune(job, memory=free_memory(device))
         losses = trained.rows["loss"].to_pylist()
-        seconds, setup = trained.summary["train_s"], {"import_s": import_s, **trained.summary["setup"]}
+        seconds, setup = sum(trained.rows["seconds"].to_pylist()[1:]), {"import_s": import_s, **trained.summary["setup"]}
         return {**describe(given, encoded, device), "seconds": seconds, "losses": losses, "steps": len(losses), "setup": setup}
 
 
@@ -260,17 +275,13 @@ def open_model(given: argparse.Namespace) -> Any:
 
 
 def finished(given: argparse.Namespace, made: Any, encoded: list[Any]) -> dict[str, Any]:
-    """Train and return the figures; times by a callback, from the first step's begin to the last one's end."""
+    """Train and return the figures; times by a callback, from the first step's end to the last one's."""
     import torch
     from transformers import TrainerCallback
 
     times: list[float] = []
 
     class Times(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if not times:
-                times.append(time.perf_counter())
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -280,7 +291,7 @@ def finished(given: argparse.Namespace, made: Any, encoded: list[Any]) -> dict[s
     made.train()
     losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {**describe(given, encoded, device), "seconds": times[-1] - times[0], "losses": losses, "steps": len(times) - 1}
+    return {**describe(given, encoded, device), "seconds": times[-1] - times[0], "losses": losses, "steps": len(times)}
 
 
 def columns(encoded: list[Any]) -> list[dict[str, list[int]]]:

@@ -12,6 +12,7 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -22,21 +23,20 @@ def rsqrt(x):  # noqa: ANN001, ANN201
     return 1.0 / tl.sqrt(x)
 
 
-class Number(float):
-    """A scalar argument as a compiled kernel has it: it can be cast."""
-
-    def to(self, dtype: Any) -> Number:
-        return self
-
-
 def mend_the_interpreter() -> None:
-    """Give it what it lacks of compiled kernels: scalars that can be cast, and the reciprocal root of CUDA's own library."""
+    """Give it what it lacks of compiled kernels: scalar arguments that can be cast, and the reciprocal root of CUDA's own library."""
     import liger_kernel.ops.rms_norm as norms
+    from triton.runtime import interpreter
 
+    converted = interpreter._implicit_cvt
+
+    def with_floats(argument: Any) -> Any:
+        if type(argument) is float:
+            return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+        return converted(argument)
+
+    interpreter._implicit_cvt = with_floats
     norms.rsqrt = rsqrt
-    forward, backward = norms.rms_norm_forward, norms.rms_norm_backward
-    norms.rms_norm_forward = lambda x, weight, eps, offset, *rest: forward(x, weight, Number(eps), Number(offset), *rest)
-    norms.rms_norm_backward = lambda dy, x, weight, rstd, offset, *rest: backward(dy, x, weight, rstd, Number(offset), *rest)
 
 
 def main(kind: str) -> None:
