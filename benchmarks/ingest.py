@@ -36,24 +36,27 @@ from ray_jobs.job.runtime import Context
 BESIDE = {
     "pyarrow.json": "import pyarrow.json as reader\nfor batch in reader.open_json(path):\n    rows += len(batch)",
     "datasets": "import datasets\nrows = len(datasets.load_dataset('json', data_files=path, split='train', cache_dir=path + '.cache'))",
+    "ingest in one process": "from diversity.corpus.inputs import CorpusConfig, read_corpus\n"
+    "rows = read_corpus(CorpusConfig(paths=[path]))[2].rows_read",
 }
-MEASURED = """import resource, sys, time
+MEASURED = """import sys, time
 path, rows, begun = sys.argv[1], 0, time.perf_counter()
 {code}
 took = time.perf_counter() - begun
-print(rows, took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"""
+peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]
+print(rows, took, time.process_time(), int(peak) / 1e3)"""
 
 
-def beside(path: Path) -> dict[str, tuple[int, float, float]]:
-    """Return (rows, seconds, peak MB) of what others take to read a file, imports included, each in a process of its own."""
+def beside(path: Path) -> dict[str, tuple[int, float, float, float]]:
+    """Return (rows, seconds, seconds of processor time, peak MB) of reading a file, imports included, each in a process of its own."""
     found = {}
     for name, code in BESIDE.items():
         done = subprocess.run([sys.executable, "-c", MEASURED.format(code=code), str(path)], capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
             continue
-        rows, took, peak = done.stdout.split()[-3:]
-        found[name] = (int(rows), float(took), float(peak))
+        rows, took, cpu, peak = done.stdout.split()[-4:]
+        found[name] = (int(rows), float(took), float(cpu), float(peak))
         shutil.rmtree(f"{path}.cache", ignore_errors=True)
     return found
 
@@ -126,12 +129,9 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
         cells += [f"{took:.1f}", f"{megabytes / took:.1f}", f"{memory.peak / 1e6:.0f} MB", f"+{max(grown, 0) / 1e6:.0f} MB"]
         print(" ".join(f"{cell:>11}" for cell in cells), flush=True)
         points.append((megabytes, took))
-        for name, (others, seconds, peak) in beside(path).items():
-            print(
-                f"{'':>11} {name}: {others / seconds:,.0f} rows/s, peak {peak:.0f} MB; ingest {rows / took:,.0f} rows/s, "
-                f"{seconds / took:.2f} times as fast",
-                flush=True,
-            )
+        for name, (others, seconds, cpu, peak) in beside(path).items():
+            per_second = f"{others / seconds:,.0f} rows/s, {others / cpu:,.0f} per second of processor time"
+            print(f"{'':>11} {name}: {per_second}, peak {peak:.0f} MB; the stage: {rows / took:,.0f} rows/s", flush=True)
         shutil.rmtree(folder / "runs")
     if len(points) > 1:
         print(f"growth exponent {np.polyfit(*np.log(np.array(points, float)).T, 1)[0]:.3f} (limit 1.1); memory should not grow")

@@ -28,12 +28,22 @@ class ScorerConfig(Config):
     max_tokens: int = Field(default=1024, ge=16)
 
 
-def difficulties(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]], *, device: str = "cpu", most: int = 1024) -> np.ndarray:
+def difficulties(
+    folder: Path,
+    conversations: Sequence[Sequence[dict[str, Any]]],
+    tools: Sequence[Any] | None = None,
+    *,
+    device: str = "cpu",
+    most: int = 1024,
+) -> np.ndarray:
     """Return `(n,)`: the IFD of each conversation's assistant turns; NaN where one has no response within `most` tokens.
+
+    Conversations that the model's chat template can't say have NaN, too.
 
     Args:
         folder: the model, a Hugging Face folder.
         conversations: messages.
+        tools: what each conversation's model is given, None where nothing.
         device: `cpu` or `cuda`.
         most: tokens of a conversation; longer ones are left out.
     """
@@ -43,6 +53,7 @@ def difficulties(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]]
     from training.attention import use_packed_attention
     from training.chat import ChatEncoder, load_tokenizer
     from training.evaluators.nll import sample_nll
+    from training.templates import Unrenderable
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     use_packed_attention(model)
@@ -50,10 +61,14 @@ def difficulties(folder: Path, conversations: Sequence[Sequence[dict[str, Any]]]
     encoder = ChatEncoder(load_tokenizer(folder), "auto")
     silent = [[{"role": "user", "content": ""}, *(m for m in messages if m["role"] == "assistant")] for messages in conversations]
     found = np.full(len(conversations), np.nan)
-    pairs = list(zip(encoder.encode_all(list(conversations)), encoder.encode_all(silent), strict=True))
-    places = [place for place, pair in enumerate(pairs) if all(one.response_tokens and len(one) <= most for one in pair)]
+    both = zip(encoder.sequences(list(conversations), tools), encoder.sequences(silent), strict=True)
+    pairs = [tuple(None if isinstance(one, Unrenderable) else one[-1] for one in pair) for pair in both]
+    places = [place for place, pair in enumerate(pairs) if all(one and one.response_tokens and len(one) <= most for one in pair)]
     if places:
         with torch.no_grad():
-            losses = [sample_nll(model, [pairs[place][side] for place in places], torch.device(device)).means for side in (0, 1)]
+            losses = [
+                sample_nll(model, [one for one in (pairs[place][side] for place in places) if one], torch.device(device)).means
+                for side in (0, 1)
+            ]
         found[places] = losses[0] / losses[1]
     return found

@@ -8,7 +8,6 @@ too long. Spans are fixed, so that batches never depend on workers.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +76,7 @@ def make_scores(context: Context, corpus: Artifact, target: Artifact, gpus: int)
 def _score_span(rows: CorpusRows, span: tuple[int, int], config: ScorerConfig, model: str, device: str) -> pa.Table:
     """Return SCORES_SCHEMA of one span."""
     samples = rows.read(*span, ["sample_id", "messages", "tools"])
-    said: list[Any] = conversations(samples)[0]
-    found = difficulties(resolve_model(model, cache_folder()), said, device=device, most=config.max_tokens)
+    said, tools = conversations(samples)
+    found = difficulties(resolve_model(model, cache_folder()), said, tools, device=device, most=config.max_tokens)
     scores = pa.array(found, pa.float64(), mask=~(found < 1))
     return pa.Table.from_arrays([samples["sample_id"].cast(pa.string()), scores], schema=SCORES_SCHEMA)

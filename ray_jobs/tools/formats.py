@@ -9,6 +9,7 @@ Needs no cluster and no weights. It reads the first rows of each file (`--rows`)
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -26,6 +27,7 @@ from ray_jobs.job.runtime import tool
 from ray_jobs.tools.flags import COLUMNS_HELP, by_flags, columns_of, told_by_flags
 from training.chat import NO_LABEL, ChatEncoder, load_tokenizer
 from training.model_source import resolve_model
+from training.templates import Unrenderable
 
 MOST_COLUMNS = 30
 EXAMPLE_CHARS = 60
@@ -108,7 +110,11 @@ def rendered(sample: Sample, model: str, template: str) -> str:
     """Return the sample as a model's chat template renders it, what is learnt between ⟦ and ⟧."""
     tokenizer = load_tokenizer(resolve_model(model, cache_folder(), tokenizer_only=True))
     encoder = ChatEncoder(tokenizer, template)
-    encoded = _encoded(encoder, sample)
+    tools = None if sample.tools is None else json.loads(sample.tools)
+    found = encoder.sequences([sample.messages], [tools])[0]
+    if isinstance(found, Unrenderable):
+        return f"the first sample can't be rendered with template {encoder.template}: {found}"
+    encoded = found[-1]
     pieces: list[tuple[bool, list[int]]] = []
     for token, label in zip(encoded.input_ids.tolist(), encoded.labels.tolist(), strict=True):
         learnt = label != NO_LABEL
@@ -118,10 +124,6 @@ def rendered(sample: Sample, model: str, template: str) -> str:
     text = "".join(f"⟦{tokenizer.decode(ids)}⟧" if learnt else tokenizer.decode(ids) for learnt, ids in pieces)
     head = f"the first sample as training sees it, template {encoder.template}, {len(encoded)} tokens, what is learnt between ⟦ and ⟧:"
     return f"{head}\n{text}"
-
-
-def _encoded(encoder: ChatEncoder, sample: Sample) -> Any:
-    return encoder.encode(sample.messages)
 
 
 def _note(row: Any, kinds: dict[str, tuple[Counter[str], str]]) -> None:
