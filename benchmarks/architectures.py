@@ -116,31 +116,44 @@ def _settable(kind: Any, key: str) -> bool:
     return not any(isinstance(getattr(kind, name, None), property) for name in (key, kind.attribute_map.get(key, key)))
 
 
-def try_one(name: str) -> dict[str, Any]:
-    """Return what becomes of one architecture, in this process."""
+def tiny_model(name: str) -> Any:
+    """Return a small random model in evaluation mode.
+
+    Raises:
+        ValueError: it is not small.
+    """
     import torch
+    from transformers import AutoModelForCausalLM
 
-    found: dict[str, Any] = {"name": name}
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    try:
-        from transformers import AutoModelForCausalLM
-
-        model: Any = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32).eval()
-        size = sum(parameter.numel() for parameter in model.parameters())
-        if size > 30_000_000:
-            raise ValueError(f"{size:,} parameters is not small")
-    except Exception as error:  # not ours: transformers' defaults can't be made small so simply
-        return {**found, "verdict": "not built", "note": _line(error)}
+    model: Any = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32).eval()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size > 30_000_000:
+        raise ValueError(f"{size:,} parameters is not small")
     with torch.no_grad():
         for parameter in model.parameters():  # defaults of 0.02 and zeros hide what leaks
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.15)
-    with tempfile.TemporaryDirectory() as place:
-        return {**found, **_judged(model, Path(place))}
+    return model
 
 
-def _judged(model: Any, place: Path) -> dict[str, Any]:
+def try_one(name: str) -> dict[str, Any]:
+    """Return what becomes of one architecture, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        model = tiny_model(name)
+    except Exception as error:  # not ours: transformers' defaults can't be made small so simply
+        return {"name": name, "verdict": "not built", "note": _line(error)}
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            return {"name": name, **judged(model, Path(place))}
+    except Exception as error:
+        return {"name": name, "verdict": "CRASHED", "note": _line(error)}
+
+
+def judged(model: Any, place: Path) -> dict[str, Any]:
     """Return the verdict on a model: built anew from its own folder, as training does."""
     import torch
 
