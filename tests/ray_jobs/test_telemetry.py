@@ -1,4 +1,4 @@
-"""The dashboard asks for what the code tells, and nothing else. `make cluster-test` finds every series in a real scrape."""
+"""The dashboard asks for what the code tells, and nothing else: names against names. No scrape of a running cluster is compared yet."""
 
 from __future__ import annotations
 
