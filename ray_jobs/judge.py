@@ -256,9 +256,11 @@ def run(context: Context) -> None:
 def _ask(context: Context, stage: Judging, judge: JudgeConfig) -> None:
     """Seal all verdicts of one judge."""
     rubric = load_rubric(judge.rubric)
+    for_index = {f"{judge.name}/{work.answerer}/{work.baseline}": work.verdicts for work in stage.work(judge, rubric)}
     left = [work for work in stage.work(judge, rubric) if not work.verdicts.sealed]
     if not left:
         logger.info("judge: %s has given all its verdicts already", judge.name)
+        context.index.add_many("verdicts", for_index)
         return
     name = judged.ledger(context, "judge")
     with reached(context, judge) as base_url:
@@ -284,6 +286,7 @@ def _ask(context: Context, stage: Judging, judge: JudgeConfig) -> None:
             )
             told = ", ".join(f"{count} {outcome}" for outcome, count in counted.items() if count)
             logger.info("judge: %s: %s against %s (%d of %d): %s", judge.name, work.answerer, work.baseline, number, len(left), told)
+    context.index.add_many("verdicts", for_index)
 
 
 def _requests(wanted: Sequence[Slot]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ sampling it used is not known, so those are ours.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,6 @@ def request(config: RegenerateConfig, row: Mapping[str, Any]) -> dict[str, Any]:
         config: who is asked.
         row: of SAMPLE_SCHEMA.
     """
-    import json
-
     messages = [{name: message[name] for name in SENT if name in message} for message in asked(messages_of(row["messages"]))]
     for message in messages:
         message["tool_calls"] = _as_text(message["tool_calls"]) if "tool_calls" in message else None
@@ -124,7 +123,7 @@ def add(found: Regenerated, row: Mapping[str, Any], answer: Answer, number: int)
     messages = [*asked(messages_of(row["messages"])), {"role": "assistant", "content": text}]
     instruction, response = texts(messages)
     name = sample_id(messages, row.get("tools"))
-    found.samples.append(Sample(name, row["source"], instruction, response, messages, "regenerated", row.get("tools"), row.get("score")))
+    found.samples.append(Sample(name, row["source"], instruction, response, messages, "regenerated", row.get("tools")))
     found.before.append(
         {
             "sample_id": name,
@@ -152,8 +151,6 @@ def tables(found: Regenerated) -> tuple[pa.Table, pa.Table, pa.Table, int]:
 
 def _as_text(calls: Any) -> Any:
     """Return tool calls as chat completions want them: arguments as JSON text."""
-    import json
-
     found = []
     for call in calls:
         function = dict(call.get("function", call))

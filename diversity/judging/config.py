@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from diversity.config import Config
+from diversity.judging.controls import CONTROLS
 from diversity.judging.prompt_sets import PromptSetConfig
 from diversity.judging.rubrics import load_rubric
 from diversity.llm.budget import BudgetConfig
@@ -139,6 +140,8 @@ class JudgingConfig(Config):
         for what, names in (("answerer", [one.name for one in self.answerers]), ("judge", [one.name for one in self.judges])):
             if len(set(names)) < len(names):
                 raise ValueError(f"each {what} has a name of its own, not {', '.join(names)}")
+        if taken := [one.name for one in self.answerers if one.name in CONTROLS]:
+            raise ValueError(f"an answerer can't be called {taken[0]!r}: that is a control of judges")
         named = self.baseline.answerer
         if named is not None and named not in [one.name for one in self.answerers]:
             raise ValueError(f"baseline.answerer: there is no answerer {named!r}")

@@ -18,7 +18,7 @@ from diversity.llm.reading import Answer, EndpointError
 log = logging.getLogger(__name__)
 
 PACK_EVERY = 4096
-SECRETS = ("key", "token", "secret", "password", "authorization")
+SECRETS = ("key", "apikey", "token", "secret", "password", "authorization")
 
 
 class Asker:
@@ -129,5 +129,5 @@ def check_transport(field: str, base_url: str | None, extra: Mapping[str, Any]) 
     if base_url is not None and ("@" in base_url or "?" in base_url):
         raise ConfigError(f"{field}: base_url is an address alone; keys come from the environment (endpoint.api_key_env)")
     for name in extra:
-        if any(part in name.lower().split("_") for part in SECRETS) and name not in ("max_tokens",):
+        if any(part in name.lower().split("_") for part in SECRETS):
             raise ConfigError(f"{field}: extra.{name} looks like a key; keys come from the environment alone (endpoint.api_key_env)")

@@ -65,7 +65,16 @@ class JudgingData:
 
     def record(self) -> dict[str, Any]:
         """Return what a manifest says."""
-        return {**asdict(self), "reports": [report.record() for report in self.reports]}
+        return _without_nan({**asdict(self), "reports": [report.record() for report in self.reports]})
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a record with null where a figure is not known: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def render(data: JudgingData) -> str:
