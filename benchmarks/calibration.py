@@ -37,6 +37,7 @@ Row = dict[str, Any]
 SEVEN, THREE, ENDS = tuple(j / 6 for j in range(7)), (0.0, 0.5, 1.0), (0.0, 0.0, 0.5, 1.0, 1.0)
 NESTED = 0.8  # of the noise of a level is that of the level below, in one subset seed: they share so many samples
 CHUNK = 20
+TOLD = 8000  # simulations behind the power that is promised
 CLAIMED = ("better", "worse")
 
 
@@ -316,11 +317,11 @@ def powers() -> list[Promise]:
         ("10, 5, 10 datasets", ENDS, 5, False, 1.4, 1),
         ("first of 6 arms, 10, 5, 10 datasets", ENDS, 5, False, 1.6, 6),
     ):
-        told = Simulation(PlannedSlope.of(levels, seeds, own), arms).power(change)
+        told = Simulation(PlannedSlope.of(levels, seeds, own), arms, simulations=TOLD).power(change)
         simulate = partial(first_claimed, arms=arms, effect=change, levels=levels, seeds=seeds, own=own)
         found.append(Promise("power", f"slope, {design}, {change:g} sigma", told, simulate))
     for top, others, change in ((10, 10, 1.33), (3, 10, 3.0)):
-        told = Simulation(PlannedContrast(top, others)).power(change)
+        told = Simulation(PlannedContrast(top, others), simulations=TOLD).power(change)
         found.append(
             Promise(
                 "power",

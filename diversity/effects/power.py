@@ -22,7 +22,7 @@ from diversity.effects.slopes import ONE_SEED, weights_of
 from diversity.effects.units import Design, blocks_of, datasets, design_of, runs_of
 
 Floats = NDArray[np.float64]
-SIMULATIONS = 2000
+SIMULATIONS = 4000
 BLOCK = 4_000_000  # numbers in a block of shuffled products
 MOST_SEEDS = 512
 
@@ -252,7 +252,7 @@ def seeds_needed(change: float, levels: Sequence[float], own: bool = False, test
         raise ValueError("a change of 0 is found by no number of seeds")
 
     def enough(seeds: int) -> bool:
-        return Simulation(PlannedSlope.of(levels, seeds, own), tests, alpha, SIMULATIONS // 2).power(abs(change)) >= power
+        return Simulation(PlannedSlope.of(levels, seeds, own), tests, alpha, SIMULATIONS // 4).power(abs(change)) >= power
 
     high = 1
     while not enough(high):
