@@ -58,12 +58,12 @@ def test_its_plan_names_the_two_primary_effects_before_anything_is_trained():
 
 
 def test_power_of_the_main_slope_is_what_the_page_says():
-    """By the whole rule, 25 datasets in ten subset seeds find 1.47 standard deviations of a dataset."""
+    """By the whole rule, 25 datasets in ten subset seeds find 1.45 standard deviations of a dataset."""
     experiment = load()
     cells = [cell for cell in experiment.trained_cells if (cell.strategy, cell.control) == ("response-micro", "none")]
     planned = PlannedSlope(np.array([float(cell.level) for cell in cells]), np.array([cell.subset_seed for cell in cells]))
     simulation = Simulation(planned, simulations=1000)
-    assert simulation.power(1.47) == pytest.approx(0.8, abs=0.04) and len(cells) == 25
+    assert simulation.power(1.45) == pytest.approx(0.8, abs=0.04) and len(cells) == 25
 
 
 def test_its_other_arms_are_overrides():
