@@ -73,7 +73,8 @@ def samples(start: int, count: int) -> pa.Table:
             {"role": "assistant", "content": f"After {i} comes {i + 1}, and then {i + 2}, as everybody knows who counts that far."},
         ]
         rows.append({"sample_id": sample_id(messages), "messages": messages})
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
+    return table.append_column("tools", pa.nulls(len(rows), pa.large_string()))
 
 
 def sealed(artifact: Artifact, table: pa.Table, **manifest: Any) -> Artifact:
