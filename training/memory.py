@@ -23,9 +23,13 @@ def let_optimizer_go(engine: Any) -> int:
     freed = 0
     for tensor in _tensors(engine.optimizer, set()):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in kept and storage.nbytes():
-            freed += storage.nbytes()
+        if storage.data_ptr() in kept or not storage.nbytes():
+            continue
+        freed += storage.nbytes()
+        if storage.resizable():
             storage.resize_(0)
+        else:  # read from a checkpoint: its bytes go with the last tensor that holds them
+            tensor.data = tensor.new_empty(0)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -165,7 +165,7 @@ def test_picks_alone_are_read_through_to_the_corpus(whole: Path, config: Path) -
         assert picks.column_names == ["sample_id", "row", "chosen_for"]
         assert rows.drop_columns("chosen_for").equals(corpus.take(picks.column("row")).cast(SAMPLE_SCHEMA))
         assert rows.column("chosen_for").equals(picks.column("chosen_for"))
-        assert read_samples(whole / path).equals(rows.select(["sample_id", "messages"]))
+        assert read_samples(whole / path).equals(rows.select(["sample_id", "messages", "tools"]))
     assert set(index["metrics"]) == set(index["datasets"])
     assert certify.main(lean) == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from tests.training.ranks import SFT, on_ranks
+from tests.training.ranks import ROOT, SFT, on_ranks
 from tests.training.test_nll import heldout_table
 from training.evaluators import EvaluationConfig, Subject, evaluate
 from training.ranks import any_rank, carrier, group_backend, smallest
@@ -74,28 +76,27 @@ def test_what_any_rank_says_all_hear() -> None:
     assert any_rank([True, False]) == [True, False] and smallest(3) == 3, "a process alone asks nobody"
 
 
-@pytest.fixture
-def group_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have a default group that carries tensors of GPUs and none of the CPU, as NCCL's do."""
+def in_a_group_of_gpus_alone() -> None:
+    """Have a default group that carries tensors of GPUs and none of the CPU, as NCCL's do, and ask in it."""
     import torch.testing._internal.distributed.fake_pg  # noqa: F401  # registers the backend `fake`, whose collectives do nothing
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    before = torch.distributed.distributed_c10d._world.default_pg
-    torch.distributed.distributed_c10d._world.default_pg = None
     torch.distributed.init_process_group("cuda:fake", store=FakeStore(), rank=0, world_size=2)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    yield
-    torch.distributed.destroy_process_group(torch.distributed.distributed_c10d._get_default_group())
-    torch.distributed.distributed_c10d._world.default_pg = before
-
-
-def test_a_group_that_refuses_tensors_of_the_cpu_gets_none(group_of_gpus_alone: None) -> None:
+    torch.cuda.current_device = lambda: 0
     with pytest.raises(RuntimeError, match="[Nn]o backend type associated with device type cpu"):
         torch.distributed.all_reduce(torch.zeros(1))
     assert carrier() == torch.device("cuda", 0)
     for collective in (lambda: any_rank([True]), lambda: smallest(3)):
         with FakeTensorMode(), pytest.raises(DataDependentOutputException):  # the group took it; only the answer has no value here
             collective()
+    print("asked")
+
+
+def test_a_group_that_refuses_tensors_of_the_cpu_gets_none() -> None:
+    """In a process of its own: a group that ends takes the groups of all other tests with it."""
+    program = "from tests.training import test_ranks; test_ranks.in_a_group_of_gpus_alone()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip().endswith("asked"), done.stderr
 
 
 def test_both_kinds_of_tensors_have_a_backend_where_there_are_gpus() -> None:

@@ -116,11 +116,15 @@ def test_twenty_kills_pay_nothing_twice(behind, tmp_path):
             time.sleep(0.002)
         job.send_signal(signal.SIGKILL)
         job.wait()
-    lost = sum(proxy.delivered.values()) - len(Answers(storage, "t"))
+    seen = -1
+    while seen != (seen := sum(proxy.delivered.values())):
+        time.sleep(0.5)  # what the last process had on the wire is still being answered
+    lost = seen - len(Answers(storage, "t"))
     one = asker(proxy.url, storage, BudgetConfig(requests=limit, tokens=10**6))
     found = one.ask(asked)
     assert {key: answer.text for key, answer in found.items()} == {key: text_of(key, asked) for key in asked}
-    assert one.budget.requests == proxy.requests <= limit and proxy.billed_tokens <= one.budget.tokens <= 10**6
+    assert proxy.requests <= one.budget.requests <= limit, "what was booked and died before it was sent stays booked"
+    assert proxy.billed_tokens <= one.budget.tokens <= 10**6
     twice = sum(count - 1 for count in proxy.delivered.values())
     assert twice <= lost <= 20 * 3, "only what was on the wire when the process died is asked again"
 

@@ -124,7 +124,7 @@ def test_sizes_that_cannot_be_had(data: Path, storage: Path, capsys: pytest.Capt
         (["--size", "0%"], "--size '0%': a share of the corpus is above 0% and at most 100%"),
         (["--size", "many"], "--size 'many': give a number from 1 on"),
         (["--tokens", "2M", "--control", "length-quota"], "--tokens: a number of tokens is itself the control `tokens`"),
-        (["--size", 5, "--control", "lenght-quota"], "unknown control 'lenght-quota': did you mean 'length-quota'?"),
+        (["--size", 5, "--control", "lenght-quota"], "unknown control 'lenght-quota': did you mean 'length-quota'"),
         (["--size", 5, "--format", "alpca", "--out", "x"], "--format: unknown format 'alpca': did you mean 'alpaca'?"),
         (["--size", 5, "--format", "alpaca"], "--format: say where to with --out"),
         (["--size", 5, "--out", "picked"], "a file ends in .jsonl or .parquet; for a folder say --format"),
