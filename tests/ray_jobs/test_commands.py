@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -221,7 +223,9 @@ def test_help_lists_every_command_with_a_line_and_an_example(capsys: pytest.Capt
 def test_an_interrupted_stage_says_what_is_sealed(config: Path) -> None:
     """SIGINT while files are read: one line, no traceback, and the exit code of an interrupted program."""
     command = [sys.executable, "-m", "ray_jobs", "ingest", str(config)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    given: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background, a shell has it ignored
+    with subprocess.Popen(command, preexec_fn=heard, **given) as running:
         assert running.stderr is not None
         told = ""
         while "inputs in" not in told:
