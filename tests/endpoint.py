@@ -17,7 +17,28 @@ def tag_answer(*names):
     return json.dumps({"tags": [{"tag": name, "explanation": "so"} for name in names]})
 
 
-class Server:
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of a client that hung up, or was killed."""
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+class Loopback:
+    """An HTTP server on a free port of this machine: `url` is its API's, until `close`."""
+
+    def serve(self, handler):
+        self.http = Quiet(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class Server(Loopback):
     """An OpenAI-compatible endpoint: `plan(prompt, number of the try)` gives (status, headers, body) for each request."""
 
     def __init__(self, plan):
@@ -59,15 +80,4 @@ class Server:
             def log_message(self, *arguments):
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            def handle_error(self, request, client_address):
-                pass  # a client that hung up
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self.serve(Handler)

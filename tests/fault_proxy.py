@@ -10,12 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.endpoint import Loopback
 
 FAULTS = ("429", "500", "hang", "cut", "malformed", "wrong schema", "no usage", "slow")
 
 
-class FaultProxy:
+class FaultProxy(Loopback):
     """`plan(request number, body) -> fault or None`, the faults being those of `FAULTS`; `hang_s` is longer than the client waits."""
 
     def __init__(self, target, plan, hang_s=1.5):
@@ -91,15 +93,4 @@ class FaultProxy:
             def log_message(self, *arguments):
                 pass
 
-        class Quiet(ThreadingHTTPServer):
-            def handle_error(self, request, client_address):
-                pass  # a client that was killed
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self.serve(Handler)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-HOLDERS = ("deepspeed.runtime", "deepspeed.ops", "torch.optim")  # whose objects are looked into
+HOLDERS = ("deepspeed.runtime", "deepspeed.ops", "torch.optim", "collections")  # whose objects are looked into
 
 
 def let_optimizer_go(engine: Any) -> int:
@@ -20,12 +20,12 @@ def let_optimizer_go(engine: Any) -> int:
     for parameter in engine.module.parameters():
         if parameter.grad is not None:
             parameter.grad = None
-    freed = 0
+    freed: dict[int, int] = {}
     for tensor in _tensors(engine.optimizer, set()):
         storage = tensor.untyped_storage()
         if storage.data_ptr() in kept or not storage.nbytes():
             continue
-        freed += storage.nbytes()
+        freed[storage.data_ptr()] = storage.nbytes()
         if storage.resizable():
             storage.resize_(0)
         else:  # read from a checkpoint: its bytes go with the last tensor that holds them
@@ -33,7 +33,7 @@ def let_optimizer_go(engine: Any) -> int:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return freed
+    return sum(freed.values())
 
 
 class SetAside:
@@ -85,8 +85,6 @@ def _tensors(held: Any, seen: set[int]) -> Iterator[torch.Tensor]:
     elif isinstance(held, list | tuple | set):
         for value in held:
             yield from _tensors(value, seen)
-    elif type(held).__module__.startswith(("deepspeed.runtime", "deepspeed.ops", "torch.optim", "collections")) and hasattr(
-        held, "__dict__"
-    ):
+    elif type(held).__module__.startswith(HOLDERS) and hasattr(held, "__dict__"):
         for value in vars(held).values():
             yield from _tensors(value, seen)

@@ -181,8 +181,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
     alone()
     folder = CheckpointFolder(tmp_path, "run")
     job = Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu")
-    if not (whole := getattr(test_a_broken_checkpoint_falls_back_to_the_one_before, "whole", None)):
-        whole = fine_tune(job).rows["loss"].to_pylist()
+    whole = fine_tune(job).rows["loss"].to_pylist()
     fine_tune(job, checkpoint=folder.save)
     assert [path.name for path in folder.whole()] == ["step-00000002", "step-00000004"]
     for path in (tmp_path / "step-00000004").rglob("*.pt"):
