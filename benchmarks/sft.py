@@ -6,8 +6,8 @@ own, one after the other, `--repeats` times in turn. Counted are useful tokens, 
 each side: seconds of all steps but the first, in which kernels are chosen and memory is found; response and all tokens a second; MFU
 (operations that the samples need, `training.flops`) against the measured ceiling of a large matrix product on this machine, and against
 the data sheet's where the GPU is a known one; peak memory of the process, or of the GPU where there is one; and the losses, which show
-that all do the same work. Then how long our start takes, part by part. `ours-bf16` is our loop in bf16, which on a CPU pays with AMX only:
-the first line says whether this machine has it. A run that can't fit is refused, as anywhere.
+that all do the same work. Then how long our start takes, part by part. `ours-bf16` is our loop in bf16, which on a CPU pays
+with AMX or AVX512_BF16 only: the first line says which this machine has. A run that can't fit is refused, as anywhere.
 
 Without `--corpus`, samples are made up with lengths like those of a real corpus. Without `--model`, the model is a small Llama with random
 weights; `--shape llama-2-7b` is one of that size, made from its config alone (a GPU of 140 GB).
@@ -75,7 +75,7 @@ def main() -> None:
 def _run_all(given: argparse.Namespace, folder: Path) -> None:
     import torch
 
-    from training.hardware import has_amx
+    from training.hardware import bf16_unit
 
     prepare(given, folder)
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in given.sides}
@@ -93,7 +93,7 @@ def _run_all(given: argparse.Namespace, folder: Path) -> None:
     print(
         f"{len(encoded)} samples, {lengths.sum()} tokens, {sum(one.response_tokens for one in encoded)} of responses, lengths "
         f"{lengths.min()} to {lengths.max()}, median {int(np.median(lengths))}; {shape}; on {device}, "
-        f"{'with' if has_amx() else 'without'} AMX; limits: {ceiling / 1e12:.3f} TFLOP/s measured in a large matrix product, "
+        f"{bf16_unit() or 'nothing'} for bf16; limits: {ceiling / 1e12:.3f} TFLOP/s measured in a large matrix product, "
         f"{f'{sheet / 1e12:.0f} by the data sheet' if sheet else 'no data sheet known'}; "
         f"{found[given.sides[0]][0]['flops'] / 1e12:.2f} TFLOP of work"
     )

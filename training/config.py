@@ -130,7 +130,7 @@ class SftConfig(Config):
         weight_decay: of matrices (not of norms and biases).
         betas: of AdamW.
         zero: DeepSpeed's ZeRO stage and offload.
-        precision: `auto` is bf16 on a GPU and where every node's CPU has AMX, and fp32 on other CPUs; the name of a run holds which.
+        precision: `auto` is bf16 on a GPU and where every node's CPU multiplies bf16, and fp32 on other CPUs; a run's name holds which.
         gradient_checkpointing: compute activations twice to save memory; `selective` keeps what matrix products and attention give and
             computes the rest again.
         kernels: `fused` takes norms, rotary embeddings and SwiGLU of liger-kernel, on GPUs only; `auto` does where it is installed, and
@@ -201,23 +201,23 @@ class SftConfig(Config):
         """Return the most tokens of a row."""
         return self.row_tokens or self.max_length
 
-    def resolved_precision(self, device: str, *, amx: bool = False) -> Precision:
-        """Return the precision on a kind of device, `cpu` or `cuda`, and on CPUs by whether they have AMX."""
+    def resolved_precision(self, device: str, *, fast_bf16: bool = False) -> Precision:
+        """Return the precision on a kind of device, `cpu` or `cuda`, and on CPUs by whether they multiply bf16."""
         if self.precision == "auto":
-            return "bf16" if device == "cuda" or amx else "fp32"
+            return "bf16" if device == "cuda" or fast_bf16 else "fp32"
         return self.precision
 
-    def resolved(self, device: str, *, amx: bool = False) -> SftConfig:
+    def resolved(self, device: str, *, fast_bf16: bool = False) -> SftConfig:
         """Return the same with nothing left open: precision, ZeRO's stage and kernels. What is said already stays.
 
         Args:
             device: kind of device, `cpu` or `cuda`.
-            amx: whether every CPU that trains has AMX.
+            fast_bf16: whether every CPU that trains multiplies bf16.
 
         Raises:
             ConfigError: fused kernels are asked for on a CPU, or are not installed.
         """
-        precision = self.resolved_precision(device, amx=amx)
+        precision = self.resolved_precision(device, fast_bf16=fast_bf16)
         zero = self.zero.resolved(half_on_gpu=device == "cuda" and precision == "bf16")
         return self.model_copy(update={"precision": precision, "zero": zero, "kernels": self._resolved_kernels(device)})
 

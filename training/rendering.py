@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise, takewhile
 from typing import Any
@@ -68,16 +68,11 @@ class Rendering:
             raise Unrenderable("a conversation without an assistant's turn has nothing to learn")
         self._refuse_unsaid(messages, tools)
         (messages, tools), shield = self._shielded([messages[: answers[-1] + 1], tools])
-        render = cache(lambda stop, prompt: self._render(messages[:stop], tools, prompt=prompt))
         if self._marks(tools):
             text, spans = self._marked(messages, tools)
             return [self._parts(text, spans, shield)]
-        full, spans, apart = render(len(messages), False), [], []
-        for number in answers:
-            prompt, said = render(number, True), render(number + 1, False)
-            if not said.startswith(prompt):
-                raise Unrenderable("its chat template's prompt is no beginning of what it makes of the answered conversation")
-            span = len(prompt), self._end(said, len(prompt), tools)
+        full, spans, apart = self._render(messages, tools, prompt=False), [], []
+        for said, span in self._answers(messages, tools, answers):
             if full[: span[1]] == said[: span[1]]:
                 spans.append(span)
             else:
@@ -85,10 +80,32 @@ class Rendering:
         return [*apart, self._parts(full, spans, shield)]
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Part]:
-        """Return the prompt of the next answer."""
+        """Return the prompt of the next answer, with earlier answers cut off where training cuts them off."""
         self._refuse_unsaid(messages, tools)
         (messages, tools), shield = self._shielded([messages, tools])
-        return self._parts(self._render(messages, tools, prompt=True), [], shield)
+        text = self._render(messages, tools, prompt=True)
+        try:
+            earlier = self._earlier(messages, tools)
+        except Unrenderable:  # such a conversation is never trained on, and can be answered all the same
+            earlier = []
+        spans = [(start, stop) for said, (start, stop) in earlier if text[:stop] == said[:stop]]
+        return self._parts(text, spans, shield)
+
+    def _earlier(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[tuple[str, Span]]:
+        """Return the answers that a conversation holds, each as a text and where in it the answer is."""
+        answers = [number for number, message in enumerate(messages) if learns(message)]
+        if not answers or not self._marks(tools):
+            return list(self._answers(messages, tools, answers))
+        text, spans = self._marked(messages[: answers[-1] + 1], tools)
+        return [(text, span) for span in spans]
+
+    def _answers(self, messages: Sequence[Message], tools: Sequence[Any] | None, numbers: Sequence[int]) -> Iterator[tuple[str, Span]]:
+        """Yield for each answer the conversation that ends with it, and where in that text the answer is."""
+        for number in numbers:
+            prompt, said = self._render(messages[:number], tools, prompt=True), self._render(messages[: number + 1], tools, prompt=False)
+            if not said.startswith(prompt):
+                raise Unrenderable("its chat template's prompt is no beginning of what it makes of the answered conversation")
+            yield said, (len(prompt), self._end(said, len(prompt), tools))
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, prompt: bool) -> str:
         return self._rendered(messages, tools, add_generation_prompt=prompt)[0]

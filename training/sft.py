@@ -37,7 +37,7 @@ from training.config import SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
 from training.engine import build_engine, check_offload, free_memory, load_model, prepare_process, process_group, shape_of
 from training.flops import matmul_ceiling, step_flops, wait_for
-from training.hardware import has_amx
+from training.hardware import has_fast_bf16
 from training.memory import let_optimizer_go
 from training.model_source import model_digest, resolve_model
 from training.packing import Step, collate, learnt, model_inputs
@@ -274,7 +274,7 @@ def _run(given: argparse.Namespace) -> None:
     values: dict[str, Any] = {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
     for setting in given.settings:
         put(values, setting)
-    sft = parse(SftConfig, values).resolved(device, amx=device == "cpu" and has_amx())
+    sft = parse(SftConfig, values).resolved(device, fast_bf16=device == "cpu" and has_fast_bf16())
     if sft.resume_world_size:
         raise UserError("resume_world_size is for a sweep: without Ray, give the other run's checkpoints by --resume-from FOLDER")
     if next((path for path in (given.out, *given.out.parents) if path.exists()), given.out).is_file():

@@ -15,7 +15,7 @@ import ray
 
 from ray_jobs.job.runtime import Context, once
 from training.config import SftConfig
-from training.hardware import has_amx
+from training.hardware import has_fast_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ def faiss_device(context: Context) -> str:
 def resolved_sft(context: Context) -> SftConfig:
     """Return the configuration of training with nothing left open: precision, ZeRO's stage and kernels follow from what computes."""
     sft, device = context.experiment.sft, device_kind(context)
-    amx = sft.precision == "auto" and device == "cpu" and amx_everywhere(context)
-    found = sft.resolved(device, amx=amx)
+    fast_bf16 = sft.precision == "auto" and device == "cpu" and fast_bf16_everywhere(context)
+    found = sft.resolved(device, fast_bf16=fast_bf16)
     logger.info("runs train on %s in %s, ZeRO stage %d, %s kernels", device, found.precision, found.zero.number, found.kernels)
     return found
 
 
-def amx_everywhere(context: Context, ask: Callable[[], bool] = has_amx) -> bool:
-    """Return whether every node that could train has AMX: a run's name holds its precision, so one answer must do for all of them.
+def fast_bf16_everywhere(context: Context, ask: Callable[[], bool] = has_fast_bf16) -> bool:
+    """Return whether every node that could train multiplies bf16: a run's name holds its precision, so one answer must do for all of them.
 
     Args:
         context: of the experiment.
@@ -82,7 +82,7 @@ def amx_everywhere(context: Context, ask: Callable[[], bool] = has_amx) -> bool:
     strategies = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     have = ray.get([asked.options(scheduling_strategy=strategy).remote() for strategy in strategies])
     if any(have) and not all(have):
-        logger.warning("%d of %d nodes have AMX: sft.precision=auto is fp32, the same for all", sum(have), len(have))
+        logger.warning("%d of %d nodes multiply bf16: sft.precision=auto is fp32, the same for all", sum(have), len(have))
     return bool(have) and all(have)
 
 

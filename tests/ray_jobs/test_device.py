@@ -94,26 +94,27 @@ def test_what_workers_see_with_two_gpus() -> None:
 
 def test_precision_is_asked_of_every_node(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     joining = context(resources={"address": "auto", "use_gpu": False})
-    assert device.amx_everywhere(joining, yes) is True and device.amx_everywhere(joining) is hardware.has_amx()
+    assert device.fast_bf16_everywhere(joining, yes) is True and device.fast_bf16_everywhere(joining) is hardware.has_fast_bf16()
     own = context(resources={"use_gpu": False})
-    assert device.amx_everywhere(own, yes) is True
-    monkeypatch.setattr(device, "amx_everywhere", lambda asked: True)
+    assert device.fast_bf16_everywhere(own, yes) is True
+    monkeypatch.setattr(device, "fast_bf16_everywhere", lambda asked: True)
     assert device.resolved_sft(own).precision == "bf16" and device.resolved_sft(own).zero.stage == 0
-    monkeypatch.setattr(device, "amx_everywhere", lambda asked: False)
+    monkeypatch.setattr(device, "fast_bf16_everywhere", lambda asked: False)
     assert device.resolved_sft(context(resources={"use_gpu": False})).precision == "fp32"
 
 
-def test_a_processor_says_whether_it_has_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_says_whether_it_has_fast_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(hardware, "CPU_FLAGS", tmp_path / "cpuinfo")
-    assert hardware.has_amx() is False, "there is no such file"
-    (tmp_path / "cpuinfo").write_text("flags : avx512f avx512_bf16\n")
-    assert hardware.has_amx() is False
-    (tmp_path / "cpuinfo").write_text("flags : avx512f amx_bf16 amx_tile\n")
-    for said in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda said=said: said)
-        assert hardware.has_amx() is said
+    assert hardware.has_fast_bf16() is False, "there is no such file"
+    units = {"avx512f": "", "avx512f amx_bf16": "", "avx512f amx_bf16 amx_tile": "AMX", "avx512f avx512_bf16": "AVX512_BF16"}
+    for flags, unit in units.items():
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        for said in (True, False):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda said=said: said)
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda said=said: said)
+            assert hardware.bf16_unit() == (unit if said else "") and hardware.has_fast_bf16() is bool(unit and said)
 
 
 def test_what_is_resolved_is_in_the_name_of_a_run() -> None:
@@ -122,8 +123,8 @@ def test_what_is_resolved_is_in_the_name_of_a_run() -> None:
 
     auto = SftConfig()
     assert name(auto) == name(auto.resolved("cpu")) == name(SftConfig(precision="fp32", zero={"stage": 0}))  # type: ignore[arg-type]
-    amx = auto.resolved("cpu", amx=True)
-    assert name(amx) == name(SftConfig(precision="bf16")) != name(auto) and amx.zero.stage == 0
+    fast_bf16 = auto.resolved("cpu", fast_bf16=True)
+    assert name(fast_bf16) == name(SftConfig(precision="bf16")) != name(auto) and fast_bf16.zero.stage == 0
     assert name(auto, "cuda")["zero"]["stage"] == 1 and name(SftConfig(precision="fp32"), "cuda")["zero"]["stage"] == 0
 
 

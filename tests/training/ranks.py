@@ -107,6 +107,7 @@ ZEROS: list[dict[str, Any]] = [
 LONG_STEPS = 32
 LONG: dict[str, Any] = {
     **SFT,
+    "precision": "fp32",  # on the command line `auto` follows the processor
     "budget": {"response_tokens": 96 * LONG_STEPS},
     "lr": 1e-3,
     "checkpoint_every": 4,

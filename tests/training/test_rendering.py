@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.training.chat_templates import ALTERNATING, DEFAULT_SYSTEM, ENDLESS, FAMILIES, HEADERS, INST, MARKED, THINKING, TRAILING
@@ -265,3 +265,16 @@ def test_the_fast_way_is_the_general_way(
     one, other = fast.encode(messages), general.encode(messages)
     assert one.input_ids.tolist() == other.input_ids.tolist() and one.labels.tolist() == other.labels.tolist()
     assert fast.prompt(messages[:-1]).tolist() == general.prompt(messages[:-1]).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=12, deadline=None)
+@given(conversation=st.lists(st.tuples(texts, answers), min_size=2, max_size=3))
+@example(conversation=[("a", "\n<|im_end|>"), ("b", "c")])
+def test_a_prompt_is_what_training_has_before_the_answer(
+    family: str, conversation: list[tuple[str, str]], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Earlier answers begin and end at the same ids, whatever they begin with."""
+    messages = [m for user, answer in conversation for m in ({"role": "user", "content": user}, {"role": "assistant", "content": answer})]
+    encoder, _ = _kept(folders, tmp_path_factory.getbasetemp() / f"hostile-bytes-{family}", FAMILIES[family], "bytes")
+    assert encoder.prompt(messages[:-1]).tolist() == prompts_of(encoder, messages)[-1]
