@@ -1,7 +1,6 @@
 """Shards in Ray actors give what one machine gives, byte for byte."""
 
 import os
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -23,10 +22,9 @@ from diversity.typings.typed import types_table
 from ray_jobs.tasks.building import Samples, Sources, prune_typing
 from ray_jobs.tasks.shards import choose_from_shards, in_shards, shards_of
 from tests.diversity.naive import no_control
-from tests.ray_jobs.heads import joined_node, running_head
 
 LEVELS = [Fraction(0), Fraction(1, 2), Fraction(1)]
-RAYLETS = "TEST_RAY_ADDRESS" in os.environ  # set by the test that runs the others once more, on a cluster
+RAYLETS = "TEST_RAY_ADDRESS" in os.environ  # set by tests/cluster/test_shards.py, which runs these once more, on three nodes
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +67,6 @@ def test_actors_give_what_one_machine_gives(profile, ray_local, count):
 def nodes_of(shards):
     """Return the nodes that the actors live on."""
     return set(ray.get([actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in shards.actors]))
-
-
-@pytest.mark.skipif(RAYLETS or sys.platform != "linux", reason="Ray runs clusters of several nodes on Linux only")
-def test_three_raylets_give_what_one_machine_gives():
-    """The other two, for 1, 2 and 7 shards, in a driver of a cluster of three nodes."""
-    with running_head(["--num-cpus", "1"]) as head, joined_node(head), joined_node(head):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "one_machine"]
-        done = head.run(*command, timeout=300, TEST_RAY_ADDRESS=head.address, PYTHONPATH=os.getcwd())
-    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kmin_from", ["each", "largest"] if RAYLETS else ["each"])

@@ -1,6 +1,6 @@
 """A profile on a cluster that begins with no worker: Ray's autoscaler starts one, the work runs there, and it goes when it is idle.
 
-Autoscaler v2, as `ray up` and KubeRay start it, over nodes that are processes of this machine. `make cluster-test` does more of it.
+Autoscaler v2, as `ray up` and KubeRay start it, over nodes that are processes of this machine; test_scale does more of it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ import pytest
 from diversity.artifact import Storage
 from ray_jobs.job.index import Index
 from tests.cluster.scaling import Cloud, scaling_head
-
-if sys.platform != "linux":
-    pytest.skip("Ray runs clusters of several nodes on Linux only", allow_module_level=True)
 
 IDLE_S = 5.0
 
