@@ -97,9 +97,16 @@ def test_the_prompts_of_the_exported_folder_are_those_of_training(family: str, k
         assert message["content"] in answer and "Sure?" not in answer
 
 
-def encoder_of(folders: dict[str, Path], place: Path, template: Any, kind: str = "bytes") -> tuple[ChatEncoder, Any]:
-    tokenizer = with_template(folders[kind], place, template)
-    return ChatEncoder(tokenizer), tokenizer
+_ENCODERS: dict[tuple[Path, str], tuple[ChatEncoder, Any]] = {}
+
+
+def encoder_of(folders: dict[str, Path], template: Any, kind: str = "bytes") -> tuple[ChatEncoder, Any]:
+    """Return an encoder and its tokenizer, made once for a template: an encoder's twin of a tokenizer takes a second."""
+    name = folders[kind], json.dumps(template)
+    if name not in _ENCODERS:
+        tokenizer = with_template(folders[kind], folders[kind].parent / f"{kind}-{len(_ENCODERS)}", template)
+        _ENCODERS[name] = ChatEncoder(tokenizer), tokenizer
+    return _ENCODERS[name]
 
 
 def learnt(encoder: ChatEncoder, tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> list[str]:
@@ -114,15 +121,15 @@ def refusal(encoder: ChatEncoder, messages: list[dict[str, Any]], tools: Any = N
     return str(found)
 
 
-def test_a_default_system_turn_is_trained_as_inference_has_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder, tokenizer = encoder_of(folders, tmp_path, DEFAULT_SYSTEM)
+def test_a_default_system_turn_is_trained_as_inference_has_it(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, DEFAULT_SYSTEM)
     assert "You are a helpful model." in tokenizer.decode(encoder.encode(CONVERSATION).input_ids)
     mine = encoder.encode([{"role": "system", "content": "Be brief."}, *CONVERSATION])
     assert "helpful" not in tokenizer.decode(mine.input_ids)
 
 
-def test_tools_calls_and_results_are_said_and_calls_are_learnt(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder, tokenizer = encoder_of(folders, tmp_path, DEFAULT_SYSTEM)
+def test_tools_calls_and_results_are_said_and_calls_are_learnt(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, DEFAULT_SYSTEM)
     called = {"role": "assistant", "tool_calls": [CALL]}
     as_text = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "look", "arguments": '{"at": "é 1"}'}}]}
     rest = [{"role": "tool", "content": "7", "tool_call_id": "call_1"}, {"role": "assistant", "content": "Seven."}]
@@ -131,28 +138,28 @@ def test_tools_calls_and_results_are_said_and_calls_are_learnt(folders: dict[str
         messages = [CONVERSATION[0], call, *rest]
         assert learnt(encoder, tokenizer, messages, TOOLS) == wanted
         assert "Looks." in tokenizer.decode(encoder.encode(messages, TOOLS).input_ids)
-    marked, tokenizer = encoder_of(folders, tmp_path / "marked", MARKED)  # which wants texts
+    marked, tokenizer = encoder_of(folders, MARKED)  # which wants texts
     assert learnt(marked, tokenizer, [CONVERSATION[0], called]) == ['<call>look{"at": "é 1"}<|im_end|>']
 
 
-def test_what_a_template_does_not_say_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder, _ = encoder_of(folders, tmp_path, TRAILING)
+def test_what_a_template_does_not_say_is_refused(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, TRAILING)
     assert "does not say tools" in refusal(encoder, CONVERSATION, TOOLS)
     assert "does not say tool_calls" in refusal(encoder, [CONVERSATION[0], {"role": "assistant", "tool_calls": [CALL]}])
     assert "does not say reasoning_content" in refusal(encoder, [CONVERSATION[0], {**CONVERSATION[1], "reasoning_content": "Hm."}])
-    named = ChatEncoder(load_tokenizer(tmp_path), "plain")
+    named = ChatEncoder(tokenizer, "plain")
     assert "template plain does not say tools" in refusal(named, CONVERSATION, TOOLS)
-    gemma, _ = encoder_of(folders, tmp_path / "a", ALTERNATING)
+    gemma, _ = encoder_of(folders, ALTERNATING)
     assert "System role not supported" in refusal(gemma, [{"role": "system", "content": "x"}, *CONVERSATION])
     assert "Roles must alternate" in refusal(gemma, [CONVERSATION[0], *CONVERSATION])
-    endless, _ = encoder_of(folders, tmp_path / "e", ENDLESS)
+    endless, _ = encoder_of(folders, ENDLESS)
     assert "no special token" in refusal(endless, CONVERSATION)
     assert "0 (not learnt) or 1, not 0.5" in refusal(encoder, [CONVERSATION[0], {**CONVERSATION[1], "weight": 0.5}])
 
 
-def test_a_turn_of_weight_0_is_seen_and_not_learnt(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_turn_of_weight_0_is_seen_and_not_learnt(folders: dict[str, Path]) -> None:
     for number, template in enumerate([*FAMILIES.values(), None]):
-        encoder, tokenizer = encoder_of(folders, tmp_path / str(number), template)
+        encoder, tokenizer = encoder_of(folders, template)
         messages = [CONVERSATION[0], {**CONVERSATION[1], "weight": 0}, *CONVERSATION[2:]]
         [text] = learnt(encoder, tokenizer, messages)
         assert "Yes." in text and "It is 4." in tokenizer.decode(encoder.encode(messages).input_ids)
@@ -161,8 +168,8 @@ def test_a_turn_of_weight_0_is_seen_and_not_learnt(folders: dict[str, Path], tmp
         assert "nothing to learn" in refusal(encoder, [CONVERSATION[0], {**CONVERSATION[1], "weight": 0}])
 
 
-def test_thinking_of_earlier_turns_is_dropped_from_the_prompt_and_still_learnt(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder, tokenizer = encoder_of(folders, tmp_path, THINKING)
+def test_thinking_of_earlier_turns_is_dropped_from_the_prompt_and_still_learnt(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, THINKING)
     messages = [CONVERSATION[0], {**CONVERSATION[1], "reasoning_content": "Two and two."}, *CONVERSATION[2:]]
     inline = [CONVERSATION[0], {**CONVERSATION[1], "content": "<think>\nTwo and two.\n</think>\n\nIt is 4."}, *CONVERSATION[2:]]
     for one in (messages, inline):
@@ -175,10 +182,10 @@ def test_thinking_of_earlier_turns_is_dropped_from_the_prompt_and_still_learnt(f
         ]
 
 
-def test_each_ends_as_its_template_ends_a_turn(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_each_ends_as_its_template_ends_a_turn(folders: dict[str, Path]) -> None:
     ends = {}
     for name, template in FAMILIES.items():
-        encoder, tokenizer = encoder_of(folders, tmp_path / name, template)
+        encoder, tokenizer = encoder_of(folders, template)
         ends[name] = {tokenizer.decode(run[-1]) for one in encoder.sequences([CONVERSATION])[0] for run in learnt_runs(one)}  # type: ignore[union-attr]
     assert ends == {
         "default-system": {"<|im_end|>"},
@@ -190,14 +197,14 @@ def test_each_ends_as_its_template_ends_a_turn(folders: dict[str, Path], tmp_pat
         "two-ends": {"<|return|>"},
         "marked": {"<|im_end|>"},
     }
-    encoder, tokenizer = encoder_of(folders, tmp_path / "headers", HEADERS)
+    encoder, tokenizer = encoder_of(folders, HEADERS)
     called = [CONVERSATION[0], {"role": "assistant", "tool_calls": [CALL]}, CONVERSATION[2], CONVERSATION[3]]
     whole = encoder.encode(called)
     assert [tokenizer.decode(end) for end in learnt_ends(encoder, [whole])] == ["<|eot|>", "<|eom|>"]
 
 
-def test_a_date_is_the_same_for_ever_and_in_the_export(folders: dict[str, Path], tmp_path: Path) -> None:
-    encoder, tokenizer = encoder_of(folders, tmp_path, HEADERS)
+def test_a_date_is_the_same_for_ever_and_in_the_export(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, HEADERS)
     assert "Today: 26 Jul 2024<|eot|>" in tokenizer.decode(encoder.encode(CONVERSATION).input_ids)
     assert str(encoder.chat_template).endswith(HEADERS) and encoder.chat_template != HEADERS
 
@@ -206,12 +213,12 @@ def test_several_templates_by_name(folders: dict[str, Path], tmp_path: Path) -> 
     from transformers import AutoTokenizer
 
     named = {"default": INST, "tool_use": DEFAULT_SYSTEM}
-    encoder, tokenizer = encoder_of(folders, tmp_path / "a", named)
+    encoder, tokenizer = encoder_of(folders, named)
     assert "[INST]" in tokenizer.decode(encoder.encode(CONVERSATION).input_ids)
     assert "<tools>" in tokenizer.decode(encoder.encode(CONVERSATION, TOOLS).input_ids)
     for name, template in (("b", named), ("c", INST)):
         (tmp_path / name).mkdir()
-        copy_tokenizer(tmp_path / "a", tmp_path / name, ChatFormat(template, ()))
+        copy_tokenizer(folders["bytes"], tmp_path / name, ChatFormat(template, ()))
     assert AutoTokenizer.from_pretrained(tmp_path / "b").chat_template == named
     assert AutoTokenizer.from_pretrained(tmp_path / "c").chat_template == INST
 
@@ -224,14 +231,11 @@ answers = texts.filter(lambda text: bool(text.strip()))
 @pytest.mark.parametrize("kind", ["bytes", "spaced"])
 @settings(max_examples=12, deadline=None)
 @given(conversation=st.lists(st.tuples(texts, answers), min_size=1, max_size=2))
-def test_no_content_makes_a_special_token(
-    kind: str, conversation: list[tuple[str, str]], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_no_content_makes_a_special_token(kind: str, conversation: list[tuple[str, str]], folders: dict[str, Path]) -> None:
     messages = [m for user, answer in conversation for m in ({"role": "user", "content": user}, {"role": "assistant", "content": answer})]
     innocent = [{**message, "content": "x"} for message in messages]
     for name, template in FAMILIES.items():
-        place = tmp_path_factory.getbasetemp() / f"hostile-{kind}-{name}"
-        encoder, tokenizer = _kept(folders, place, template, kind)
+        encoder, tokenizer = encoder_of(folders, template, kind)
         found = [encoder.sequences([one])[0] for one in (messages, innocent)]
         special = np.array(sorted(encoder.special_ids))
         both = [[one.input_ids[np.isin(one.input_ids, special)].tolist() for one in some] for some in found]  # type: ignore[union-attr]
@@ -240,27 +244,19 @@ def test_no_content_makes_a_special_token(
             assert message["content"].strip() in tokenizer.decode(one).replace("<unk>", ""), name
 
 
-_ENCODERS: dict[Path, tuple[ChatEncoder, Any]] = {}
-
-
-def _kept(folders: dict[str, Path], place: Path, template: str, kind: str) -> tuple[ChatEncoder, Any]:
-    if place not in _ENCODERS:
-        _ENCODERS[place] = encoder_of(folders, place, template, kind)
-    return _ENCODERS[place]
+@pytest.fixture(scope="module")
+def twins(folders: dict[str, Path]) -> tuple[ChatEncoder, ChatEncoder]:
+    """Return the encoder that is used for our own format, and the one that is used for any other."""
+    fast, tokenizer = encoder_of(folders, JINJA["chatml"])
+    return fast, ChatEncoder(tokenizer, fast=False)
 
 
 @settings(max_examples=40, deadline=None)
 @given(conversation=st.lists(st.tuples(texts, answers), min_size=1, max_size=2))
-def test_the_fast_way_is_the_general_way(
-    conversation: list[tuple[str, str]], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_fast_way_is_the_general_way(conversation: list[tuple[str, str]], twins: tuple[ChatEncoder, ChatEncoder]) -> None:
     """Our own format as parts with the tokenizer's twin, against the same format rendered by transformers and encoded by it."""
     messages = [m for user, answer in conversation for m in ({"role": "user", "content": user}, {"role": "assistant", "content": answer})]
-    place = tmp_path_factory.getbasetemp() / "twins"
-    if place not in _ENCODERS:
-        tokenizer = with_template(folders["bytes"], place, JINJA["chatml"])
-        _ENCODERS[place] = ChatEncoder(tokenizer), ChatEncoder(tokenizer, fast=False)
-    fast, general = _ENCODERS[place]
+    fast, general = twins
     assert (fast.template, general.template) == ("chatml", "own")
     one, other = fast.encode(messages), general.encode(messages)
     assert one.input_ids.tolist() == other.input_ids.tolist() and one.labels.tolist() == other.labels.tolist()
@@ -272,9 +268,9 @@ def test_the_fast_way_is_the_general_way(
 @given(conversation=st.lists(st.tuples(texts, answers), min_size=2, max_size=3))
 @example(conversation=[("a", "\n<|im_end|>"), ("b", "c")])
 def test_a_prompt_is_what_training_has_before_the_answer(
-    family: str, conversation: list[tuple[str, str]], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    family: str, conversation: list[tuple[str, str]], folders: dict[str, Path]
 ) -> None:
     """Earlier answers begin and end at the same ids, whatever they begin with."""
     messages = [m for user, answer in conversation for m in ({"role": "user", "content": user}, {"role": "assistant", "content": answer})]
-    encoder, _ = _kept(folders, tmp_path_factory.getbasetemp() / f"hostile-bytes-{family}", FAMILIES[family], "bytes")
+    encoder, _ = encoder_of(folders, FAMILIES[family])
     assert encoder.prompt(messages[:-1]).tolist() == prompts_of(encoder, messages)[-1]
