@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +35,16 @@ def let_optimizer_go(engine: Any) -> int:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    give_back_heap()
     return sum(freed.values())
+
+
+def give_back_heap() -> None:
+    """Give what was freed back to the system. Glibc keeps it otherwise: 4 GB after the training of a 135M model on a CPU."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 class SetAside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import os
 import subprocess
@@ -73,3 +74,24 @@ def test_a_model_is_set_aside_and_comes_back(tiny_folder: Path, tiny_model: Any,
         assert sum(held) == 0, "nothing is left on the device"
         aside.back()
         assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc, whose heap it is about")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    """In a process of its own, whose heap holds nothing else: blocks too small for mappings of their own, and one that outlives them."""
+    script = """
+import psutil, torch
+from training.memory import give_back_heap
+held = lambda: psutil.Process().memory_info().rss // 2**20
+torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1)  # after such a one, glibc puts all smaller blocks into its heap
+before = held()
+blocks = [torch.ones(2**20) for _ in range(101)]
+last = blocks.pop()
+del blocks
+kept = held() - before
+give_back_heap()
+print(kept, held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split()[-2:])
+    assert kept > 300 and left < 50, "of 400 MB"
