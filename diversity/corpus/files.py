@@ -119,9 +119,14 @@ def find_files(paths: Sequence[str]) -> list[InputFile]:
     if not paths:
         raise ReadError("corpus.paths is empty: say what to read, e.g. corpus.paths='[data/train.jsonl]'")
     found: dict[str, InputFile] = {}
+    alone: dict[str, list[InputFile]] = {}  # files that are named one by one, as a shell does with a glob, by their folder
     for path in paths:
         for file in _expand(path):
             found[file.shown] = file
+            if file.name == posixpath.basename(path):
+                alone.setdefault(posixpath.dirname(file.shown), []).append(file)
+    for folder, files in alone.items():
+        _tell_splits(files, posixpath.dirname(files[0].path), f"the files of {folder} that are named", folder)
     empty = sorted(shown for shown, file in found.items() if file.size == 0)
     if empty:
         logger.warning("%d files without a byte hold no rows, e.g. %s", len(empty), empty[0])
@@ -194,7 +199,9 @@ def _expand(path: str) -> list[InputFile]:
     if re.search(r"[*?\[]", inside):
         base, rest = _fixed_part(filesystem, inside)
         pattern = re.compile(f"{re.escape(base.rstrip('/') + '/') if base else ''}{_pattern(rest)}", re.DOTALL)
-        return _folder(filesystem, base, root, path, pattern)
+        found = _folder(filesystem, base, root, path, pattern)
+        _tell_splits(found, base, path, path.replace(rest, "", 1).rstrip("/") or ".")
+        return found
     raise ReadError(f"{path}: no such file or folder")
 
 
@@ -252,13 +259,12 @@ def split_files(files: list[InputFile], base: str, shown: str, chosen: Sequence[
     Raises:
         ReadError: several splits and no choice, or a split that there isn't.
     """
-    parts = [re.findall(r"[a-z0-9]+", suffixless(file.path.removeprefix(base)).lower()) for file in files]
-    splits = [next((SPLITS[part] for part in reversed(words) if part in SPLITS), None) for words in parts]
+    parts, splits = _words(files, base), _splits(files, base)
     present = sorted({split for split in splits if split is not None})
     if not chosen:
         if len(present) > 1:
-            counts = ", ".join(f"{split} ({splits.count(split)} files)" for split in present)
-            raise ReadError(f"{shown} holds several splits, {counts}: choose with '{shown}[train]' or '{shown}[{'+'.join(present)}]'")
+            told = _counts(splits)
+            raise ReadError(f"{shown} holds several splits, {told}: choose with '{shown}[train]' or '{shown}[{'+'.join(present)}]'")
         return files
     found = []
     for name in chosen:
@@ -267,6 +273,29 @@ def split_files(files: list[InputFile], base: str, shown: str, chosen: Sequence[
             raise ReadError(f"{shown} holds no split {name!r}{near_matches(name, present or ['train'])}")
         found += own
     return found
+
+
+def _words(files: list[InputFile], base: str) -> list[list[str]]:
+    """Return the words of each file's path below a folder, in lower case."""
+    return [re.findall(r"[a-z0-9]+", suffixless(file.path.removeprefix(base)).lower()) for file in files]
+
+
+def _splits(files: list[InputFile], base: str) -> list[str | None]:
+    """Return the split that each file is of by its path below a folder, or None where it names none."""
+    return [next((SPLITS[part] for part in reversed(words) if part in SPLITS), None) for words in _words(files, base)]
+
+
+def _counts(splits: list[str | None]) -> str:
+    """Return how many files each split has, for people."""
+    present = sorted({split for split in splits if split is not None})
+    return ", ".join(f"{split} ({count} file{'s' * (count > 1)})" for split in present for count in (splits.count(split),))
+
+
+def _tell_splits(files: list[InputFile], base: str, shown: str, folder: str) -> None:
+    """Warn of a glob, or a list of files, that takes in several splits: it names them, so it is obeyed, but it is seldom meant so."""
+    splits = _splits(files, base)
+    if len(set(splits) - {None}) > 1:
+        logger.warning("several splits are read as one, %s: %s; for one of them write '%s[train]'", _counts(splits), shown, folder)
 
 
 def suffixless(path: str) -> str:

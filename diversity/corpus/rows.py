@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from diversity.corpus.excerpts import kind_of
 from diversity.corpus.formats import BESIDE, FORMATS, OURS, PREFERENCE
@@ -17,9 +17,11 @@ from diversity.corpus.turns import Unusable, as_list, as_tools, called, read_tur
 
 Message = dict[str, Any]
 
+_TELLING = frozenset().union(*(group for _, groups in FORMATS for group in groups))
+_BESIDE = frozenset().union(*BESIDE.values())
 
-@dataclass(frozen=True, slots=True)
-class Read:
+
+class Read(NamedTuple):
     """What one row says, before it has an id.
 
     Attributes:
@@ -78,11 +80,14 @@ def read_prompt(value: Any) -> list[Message]:
 
 def detect_format(row: Mapping[str, Any]) -> str | None:
     """Return the first format all of whose columns hold something, else the first whose columns exist, else None."""
-    for columns in ({name for name, value in row.items() if value is not None}, row.keys()):
-        for name, groups in FORMATS:
-            if all(not group.isdisjoint(columns) for group in groups):
-                return name
-    return None
+    there = _TELLING.intersection(row)
+    return _format_of(frozenset(name for name in there if row[name] is not None)) or _format_of(there)
+
+
+@lru_cache(maxsize=1 << len(_TELLING))
+def _format_of(columns: frozenset[str]) -> str | None:
+    """Return the first format that has one of the columns in each of its groups; rows of a file have few sets of them."""
+    return next((name for name, groups in FORMATS if all(not group.isdisjoint(columns) for group in groups)), None)
 
 
 class _Fields:
@@ -91,6 +96,7 @@ class _Fields:
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         self._row = row
         self._columns = columns
+        self._alone = _BESIDE.isdisjoint(row)  # nothing stands beside the conversation, as in most rows
         self._read: set[str] = set(columns.values())
         self.keys: set[str] = set()  # keys of messages that nothing reads
 
@@ -119,7 +125,7 @@ class _Fields:
         """Return what a field beside the conversation holds, or None; the columns are those of the mapping, else the usual ones."""
         if field in self._columns:
             return _present(self._row.get(self._columns[field]))
-        for column in BESIDE.get(field, ()):
+        for column in () if self._alone else BESIDE.get(field, ()):
             value = _present(self._row.get(column))
             if value is not None:
                 self._read.add(column)
@@ -128,6 +134,8 @@ class _Fields:
 
     def unused(self) -> tuple[str, ...]:
         """Return the names of what holds something and was not read, in order."""
+        if not self.keys and self._read.issuperset(self._row):
+            return ()
         ignored = self._read | OURS
         if "sample_id" in self._row:
             ignored = ignored | {"instruction", "response", "score"}  # our own export: the texts follow from the messages

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from json.encoder import encode_basestring as _quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -48,8 +48,7 @@ SAMPLE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One usable row. `messages` and `tools` are what training sees; the texts are what typing sees.
 
     `tools` is JSON text or None; `score` the corpus's own quality score, no part of the id; `unused` names what the row holds

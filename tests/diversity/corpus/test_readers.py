@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -348,7 +349,7 @@ def test_of_a_saved_folder_only_what_its_state_names_is_data_and_splits_are_chos
         saved(tmp_path / "dict", split, ROWS)
     put(tmp_path / "dict", "dataset_dict.json", b'{"splits": ["train", "test"]}')
     folder = str(tmp_path / "dict")
-    with pytest.raises(ReadError, match=r"several splits, test \(1 files\), train \(1 files\): choose with '.*dict\[train\]'"):
+    with pytest.raises(ReadError, match=r"several splits, test \(1 file\), train \(1 file\): choose with '.*dict\[train\]'"):
         find_files([folder])
     assert names(find_files([f"{folder}[train]"]), tmp_path) == ["dict/train/data-00000-of-00001.arrow"]
     assert len(find_files([f"{folder}[train+test]"])) == 2
@@ -358,6 +359,22 @@ def test_of_a_saved_folder_only_what_its_state_names_is_data_and_splits_are_chos
         put(tmp_path / "hub", name, b"{}\n")
     assert names(find_files([f"{tmp_path}/hub[validation]"]), tmp_path / "hub") == ["data/dev.jsonl"]
     assert names(find_files([f"{tmp_path}/hub[extra]"]), tmp_path / "hub") == ["data/extra.jsonl"]
+
+
+@pytest.mark.parametrize("listed", [["*.parquet"], ["**/*.parquet"], ["train-0.parquet", "train-1.parquet", "test-0.parquet"]])
+def test_splits_that_a_glob_or_a_list_of_files_mixes_are_named_with_what_to_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, listed: list[str]
+) -> None:
+    for name in ("train-0", "train-1", "test-0"):
+        put(tmp_path, f"data/{name}.parquet", b"PAR1")
+    assert len(find_files([f"{tmp_path}/data/{name}" for name in listed])) == 3
+    assert f"several splits are read as one, test (1 file), train (2 files): {'' if '*' in listed[0] else 'the files of '}" in caplog.text
+    (proposed,) = re.findall(r"write '(.*)'", caplog.text)
+    caplog.clear()
+    assert names(find_files([proposed]), tmp_path) == ["data/train-0.parquet", "data/train-1.parquet"]
+    put(tmp_path, "other/test.parquet", b"PAR1")
+    find_files([f"{tmp_path}/data/train-*.parquet", f"{tmp_path}/other/test.parquet", f"{tmp_path}/data[train+test]"])
+    assert not caplog.text, "two sets of data, and splits that are asked for by name"
 
 
 def test_a_path_that_is_there_is_taken_as_it_is_written(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from diversity.config import ConfigError, parse
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.excerpts import excerpt
+from diversity.corpus.formats import FORMATS, KNOWN_COLUMNS
 from diversity.corpus.json_rows import Unreadable, parse_json
 from diversity.corpus.rows import detect_format
 from diversity.corpus.samples import SAMPLE_SCHEMA, Rejection, Sample, messages_of, sample_id, samples_table, stored, texts, to_sample
@@ -153,6 +155,13 @@ def test_a_table_with_columns_of_several_formats_is_told_apart_by_what_is_filled
     assert detect_format({"instruction": None, "output": "b"}) == "alpaca"
     assert detect_format({"prompt": "a", "response": "b"}) == "prompt-completion"
     assert detect_format({"question": "a"}) is None
+
+
+@given(st.dictionaries(st.sampled_from(sorted({*KNOWN_COLUMNS, "question"})), st.none() | st.just("a")))
+def test_the_format_is_the_first_whose_columns_hold_something_else_the_first_whose_columns_exist(row: dict[str, Any]) -> None:
+    filled = {name for name, value in row.items() if value is not None}
+    naive = [name for columns in (filled, set(row)) for name, groups in FORMATS if all(group & columns for group in groups)]
+    assert detect_format(row) == next(iter(naive), None)
 
 
 @settings(max_examples=400)
