@@ -18,7 +18,6 @@ from diversity.selection.strategies import needs, version
 from ray_jobs import profile_corpus
 from ray_jobs.job import telemetry
 from ray_jobs.job.runtime import Context, finished, main, once
-from ray_jobs.regenerate import maker
 from ray_jobs.report.distinct import distinct_lines
 from ray_jobs.report.gather import distinct_of
 from ray_jobs.tasks import building, length_window, scoring, shards
@@ -112,7 +111,7 @@ def sources_over(context: Context, cells: Iterable[Cell]) -> Sources:
     experiment = context.experiment
     scores = scoring.score_artifact(context, profile_corpus.corpus_artifact(context))
     return Sources(
-        corpus=context.require(profile_corpus.corpus_artifact(context), "heldout" if experiment.evaluation.heldout else maker(context)),
+        corpus=context.require(profile_corpus.corpus_artifact(context), profile_corpus.corpus_maker(context)),
         profiles={t: context.require(profile_corpus.profile_artifact(context, t), "profile_corpus") for t in experiment.typings},
         embeddings={
             side: context.require(profile_corpus.embedding_artifact(context, side), "profile_corpus") for side in experiment.embedded_sides

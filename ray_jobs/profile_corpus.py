@@ -44,8 +44,17 @@ SPANS_A_TASK = 16
 
 
 def corpus_artifact(context: Context) -> Artifact:
-    """Return the corpus that is profiled: the experiment's own, or the one that a control derived from it."""
-    return context.corpus or heldout.corpus_artifact(context)
+    """Return the corpus that is profiled: the experiment's own less what scores too low, or the one that a control derived from it."""
+    return context.corpus or scoring.good_corpus(context, heldout.corpus_artifact(context))
+
+
+def corpus_maker(context: Context) -> str:
+    """Return the stage that makes that corpus."""
+    return _maker(context) if corpus_artifact(context) == heldout.corpus_artifact(context) else "profile_corpus"
+
+
+def _maker(context: Context) -> str:
+    return "heldout" if context.experiment.evaluation.heldout else maker(context)
 
 
 @once
@@ -96,8 +105,13 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
 def plan(context: Context) -> Iterator[str]:
     """Yield what is sealed, what would be made, and about how long topics take."""
     corpus = corpus_artifact(context)
-    rows = len(CorpusRows.of(corpus)) if corpus.sealed else None
-    yield f"types {rows:,} samples" if rows is not None else f"types a corpus that is not sealed yet: {context.command('ingest')}"
+    rows, whole = len(CorpusRows.of(corpus)) if corpus.sealed else None, heldout.corpus_artifact(context)
+    if rows is not None:
+        yield f"types {rows:,} samples"
+    elif whole.sealed:
+        yield f"scores {len(CorpusRows.of(whole)):,} samples, and types those that profile.scorer.min_score leaves"
+    else:
+        yield f"types a corpus that is not sealed yet: {context.command('ingest')}"
     for name, artifact in _artifacts(context).items():
         estimate = ""
         if rows is not None and name.endswith("-macro"):
@@ -109,7 +123,10 @@ def plan(context: Context) -> Iterator[str]:
 
 def run(context: Context) -> None:
     """Seal the embeddings of both sides and every typing of the experiment, over every corpus that its cells are chosen from."""
-    corpus = context.require(corpus_artifact(context), "heldout" if context.experiment.evaluation.heldout else maker(context))
+    whole = context.require(heldout.corpus_artifact(context), _maker(context))
+    corpus = scoring.derive_good(context, whole)
+    if corpus != whole:
+        context.index.add("corpus", None, corpus)
     _profile(context, corpus)
     if length_window.NAME in context.experiment.grid.controls:
         window = chosen_from(context, length_window.NAME)

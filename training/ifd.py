@@ -22,10 +22,12 @@ class ScorerConfig(Config):
     Attributes:
         name: `ifd`, by the experiment's model.
         max_tokens: of a sample; longer ones get no score.
+        min_score: samples whose score is lower, or that have none, are left out of everything from the profile on; null keeps all.
     """
 
     name: Literal["ifd"] = "ifd"
     max_tokens: int = Field(default=1024, ge=16)
+    min_score: float | None = None
 
 
 def difficulties(

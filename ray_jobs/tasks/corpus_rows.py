@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from diversity.artifact import Artifact, Storage
-from diversity.corpus.ingestion import REJECTED_SCHEMA, ContentHash
+from diversity.corpus.ingestion import REJECTED_SCHEMA, ContentHash, counted
+from diversity.corpus.samples import SAMPLE_SCHEMA
+
+PART_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,35 @@ class CorpusRows:
 def read_part(artifact: Artifact, path: str, columns: list[str] | None = None) -> pa.Table:
     """Return the rows of one parquet file of an artifact, by the path that `parts` gives."""
     return pq.read_table(path, columns=columns, filesystem=artifact.storage.filesystem()[0])
+
+
+def derive_corpus(corpus: Artifact, rows: np.ndarray, target: Artifact, facts: Mapping[str, Any], scores: np.ndarray | None = None) -> None:
+    """Seal a corpus of some rows of another one, written by Ray tasks.
+
+    Args:
+        corpus: sealed.
+        rows: `(n,)` ascending row numbers, at least one.
+        target: not sealed.
+        facts: what its manifest says.
+        scores: `(n,)` what the samples' score is in the derived corpus; None leaves what it was.
+    """
+    read, begun, write = CorpusRows.of(corpus), target.begin(), ray.remote(_write_part)
+    cuts = range(0, len(rows), PART_ROWS)
+    parts = [
+        write.remote(read, rows[i : i + PART_ROWS], begun, number, None if scores is None else scores[i : i + PART_ROWS])
+        for number, i in enumerate(cuts)
+    ]
+    seal_corpus(begun, ray.get(parts), {**facts, "derived_from": corpus.path, "group_by": corpus.manifest["group_by"]})
+
+
+def _write_part(read: CorpusRows, rows: np.ndarray, target: Artifact, number: int, scores: np.ndarray | None) -> dict[str, int]:
+    """Write one part of a derived corpus and return its samples of each source."""
+    start = int(rows[0])
+    samples = read.read(start, int(rows[-1]) + 1, SAMPLE_SCHEMA.names).take(pa.array(rows - start))
+    if scores is not None:
+        samples = samples.set_column(SAMPLE_SCHEMA.get_field_index("score"), SAMPLE_SCHEMA.field("score"), pa.array(scores, pa.float64()))
+    target.write(samples, f"data/part-{number:05d}.parquet")
+    return dict(counted(samples["source"]))
 
 
 def seal_corpus(target: Artifact, sources: Sequence[Mapping[str, int]], facts: Mapping[str, Any]) -> None:

@@ -9,20 +9,15 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
-import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.config import ConfigError
-from diversity.corpus.ingestion import counted
-from diversity.corpus.samples import SAMPLE_SCHEMA
 from diversity.selection.controls import densest_window
 from ray_jobs.job.runtime import Context
-from ray_jobs.tasks.corpus_rows import CorpusRows, seal_corpus
+from ray_jobs.tasks.corpus_rows import derive_corpus
 
 NAME = "length-window"
 VERSION = 2
-PART_ROWS = 65_536
 
 
 def over_window(context: Context, corpus: Artifact, lengths: Artifact) -> Context:
@@ -68,16 +63,4 @@ def derive(context: Context, corpus: Artifact, lengths: Artifact, target: Artifa
         raise ConfigError(
             f"grid.length_window: no response has {low} to {high} tokens; the shortest has {tokens.min()}, the longest {tokens.max()}"
         )
-    rows, target = CorpusRows.of(corpus), target.begin()
-    write = ray.remote(_write_part)
-    parts = [write.remote(rows, inside[i : i + PART_ROWS], target, number) for number, i in enumerate(range(0, len(inside), PART_ROWS))]
-    facts = {"stage": NAME, "version": VERSION, "derived_from": corpus.path, "group_by": corpus.manifest["group_by"], "window": [low, high]}
-    seal_corpus(target, ray.get(parts), facts)
-
-
-def _write_part(rows: CorpusRows, inside: np.ndarray, target: Artifact, number: int) -> dict[str, int]:
-    """Write one part of the derived corpus and return its samples of each source."""
-    start = int(inside[0])
-    samples = rows.read(start, int(inside[-1]) + 1, SAMPLE_SCHEMA.names).take(pa.array(inside - start))
-    target.write(samples, f"data/part-{number:05d}.parquet")
-    return dict(counted(samples["source"]))
+    derive_corpus(corpus, inside, target, {"stage": NAME, "version": VERSION, "window": [low, high]})

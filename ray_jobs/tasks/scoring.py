@@ -8,15 +8,18 @@ too long. Spans are fixed, so that batches never depend on workers.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
+from diversity.config import ConfigError
+from ray_jobs.job.device import gpus
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context
-from ray_jobs.tasks.corpus_rows import CorpusRows
+from ray_jobs.tasks.corpus_rows import CorpusRows, derive_corpus
 from training.chat import conversations
 from training.ifd import ScorerConfig, difficulties
 from training.model_source import model_digest, resolve_model
@@ -29,36 +32,81 @@ SCORES_SCHEMA = pa.schema([("sample_id", pa.string()), ("score", pa.float64())])
 
 
 def score_artifact(context: Context, corpus: Artifact) -> Artifact | None:
-    """Return the artifact of a corpus's scores, a row for each sample in corpus order, or None where nothing scores them."""
+    """Return the artifact of the scores that stand beside a corpus, a row for each sample in corpus order.
+
+    None where nothing scores them, or where `profile.scorer.min_score` made a corpus that has them in its own column.
+    """
     config = context.experiment.profile.scorer
-    if config is None:
-        return None
+    return None if config is None or config.min_score is not None else _scores_of(context, corpus, config)
+
+
+def good_corpus(context: Context, corpus: Artifact) -> Artifact:
+    """Return the corpus less what `profile.scorer.min_score` leaves out, with every sample's score; the corpus itself where it is null."""
+    config = context.experiment.profile.scorer
+    if config is None or config.min_score is None:
+        return corpus
+    parents = [corpus.fingerprint, _scores_of(context, corpus, config).fingerprint]
+    name = fingerprint(stage="min-score", version=VERSION, config={"min_score": config.min_score}, parents=parents)
+    return context.storage.artifact("corpus", name)
+
+
+def derive_good(context: Context, corpus: Artifact) -> Artifact:
+    """Score a corpus and seal `good_corpus` of it, where that isn't done, and return it.
+
+    Raises:
+        ConfigError: no sample has such a score.
+    """
+    config, target = context.experiment.profile.scorer, good_corpus(context, corpus)
+    if config is None or config.min_score is None or target.sealed:
+        return target
+    context.connect()
+    scores = _scores_of(context, corpus, config)
+    if not scores.sealed:
+        make_scores(context, corpus, scores, min(1, gpus(context)))
+    values = scores.read(columns=["score"])["score"].to_numpy().astype(np.float64)
+    rows = np.flatnonzero(values >= config.min_score)
+    if not len(rows):
+        best = f"the highest score is {np.nanmax(values):.3f}" if np.isfinite(values).any() else "no sample has a score"
+        raise ConfigError(f"profile.scorer.min_score={config.min_score:g}: {best}")
+    left_out = len(values) - len(rows)
+    facts = {"stage": "min-score", "version": VERSION, "min_score": config.min_score, "below_score": left_out, "scores": scores.path}
+    derive_corpus(corpus, rows, target, facts, values[rows])
+    logger.info("scores: %d samples have %g or more, %d have less or none and are left out", len(rows), config.min_score, left_out)
+    return target
+
+
+def _scores_of(context: Context, corpus: Artifact, config: ScorerConfig) -> Artifact:
     folder = resolve_model(context.experiment.model, cache_folder())
     name = fingerprint(
         stage="sample-scores",
         version=VERSION,
-        config=config.model_dump(mode="json"),
+        config=_settings(config),
         packages=package_versions("torch", "transformers"),
         parents=[corpus.fingerprint, model_digest(folder)],
     )
     return context.storage.artifact("profile", name)
 
 
-def make_scores(context: Context, corpus: Artifact, target: Artifact, gpus: int) -> None:
+def _settings(config: ScorerConfig) -> dict[str, Any]:
+    """Return what changes scores."""
+    return config.model_dump(mode="json", exclude={"min_score"})
+
+
+def make_scores(context: Context, corpus: Artifact, target: Artifact, gpu: int) -> None:
     """Score every sample in Ray tasks of fixed spans, and seal.
 
     Args:
         context: of an experiment with `profile.scorer`.
         corpus: sealed.
-        target: of `score_artifact`, not sealed.
-        gpus: 1 where a task may have one, else 0.
+        target: of its scores, not sealed.
+        gpu: 1 where a task may have one, else 0.
     """
     config, model = context.experiment.profile.scorer, context.experiment.model
     assert config is not None
     rows = CorpusRows.of(corpus)
     spans = rows.spans(SPAN_ROWS)
-    task = ray.remote(_score_span).options(name="scores", num_gpus=gpus)
-    waiting = [task.remote(rows, span, config, model, "cuda" if gpus else "cpu") for span in spans]
+    task = ray.remote(_score_span).options(name="scores", num_gpus=gpu)
+    waiting = [task.remote(rows, span, config, model, "cuda" if gpu else "cpu") for span in spans]
     tables = []
     for number, one in enumerate(waiting, start=1):
         tables.append(ray.get(one))
@@ -69,7 +117,7 @@ def make_scores(context: Context, corpus: Artifact, target: Artifact, gpus: int)
     scored = table["score"].drop_null()
     figures = {"scored": len(scored), "not_scored": table["score"].null_count}
     mean = float(np.mean(scored.to_numpy())) if len(scored) else None
-    begun.seal({"stage": "sample-scores", "scorer": config.model_dump(mode="json"), **figures, "mean": mean})
+    begun.seal({"stage": "sample-scores", "scorer": _settings(config), **figures, "mean": mean})
     logger.info("scores: %d samples, %d without one, mean %s", len(table), figures["not_scored"], mean)
 
 

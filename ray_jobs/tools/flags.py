@@ -10,9 +10,7 @@ from fractions import Fraction
 import yaml
 
 from diversity.config import ConfigError, UserError
-from diversity.corpus.files import ReadError
 from diversity.corpus.formats import check_columns
-from diversity.corpus.ingestion import TooManyRejected
 
 COLUMNS_HELP = "of another format, e.g. '{instruction: question, response: answer}'; beside a known one, e.g. '{score: rating}'"
 # Settings by the flags that set them.
@@ -21,6 +19,7 @@ FLAGS = {
     "corpus.columns": "--columns",
     "corpus.max_rejected": "--max-rejected",
     "corpus.paths": "the data",
+    "profile.scorer.min_score=": "--min-score ",
 }
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "b": 1000**3, "g": 1000**3}
 
@@ -80,7 +79,7 @@ def told_by_flags() -> Iterator[None]:
     """Turn errors about input that name settings into the same ones that name flags."""
     try:
         yield
-    except (TooManyRejected, ReadError) as error:
+    except UserError as error:
         raise UserError(by_flags(str(error))) from None
 
 

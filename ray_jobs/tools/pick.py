@@ -27,7 +27,7 @@ from diversity.config import ConfigError, near_matches, parse
 from diversity.datasets.export import FORMATS, export, export_file, refuse_used
 from diversity.metrics.measuring import MEASURED_SCHEMA, side_by_side
 from diversity.selection.strategies import STRATEGIES
-from ray_jobs import build_datasets, ingest, profile_corpus
+from ray_jobs import build_datasets, profile_corpus
 from ray_jobs.job.experiment import Experiment, resolve_paths
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, absolute, inside_job, run_stage, tool
@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="builtin:smollm2-135m", help="whose tokens are counted: built in, a folder or a hub id")
     parser.add_argument("--columns", metavar="MAPPING", help=COLUMNS_HELP)
     parser.add_argument("--max-rejected", type=float, default=0.05, help="largest share of rows that may be unusable")
-    parser.add_argument("--min-score", type=float, metavar="X", help="leave out samples whose score, named by --columns, is lower")
+    parser.add_argument("--min-score", type=float, metavar="X", help="leave out samples whose score, by --columns or --scorer, is lower")
     parser.add_argument("--scorer", choices=["ifd"], help="score every sample with --model, e.g. for --control score-quota")
     parser.add_argument("--out", metavar="FILE", help="a file (.jsonl, .parquet; .jsonl.gz …), or with --format a folder")
     parser.add_argument("--format", help=f"{', '.join(FORMATS)}")
@@ -89,7 +89,9 @@ def pick(given: argparse.Namespace) -> Artifact:
     context.storage.check_writable()
     with told_by_flags():
         run_stage(context, "ingest")
-    samples = ingest.ingested_artifact(context).manifest["samples"]
+        if given.scorer and given.min_score is not None:
+            run_stage(context, "profile_corpus")  # it leaves out what scores too low
+    samples = profile_corpus.corpus_artifact(context).manifest["samples"]
     size = _size(given, context, samples)
     context = Context(compose(given, size), Path("pick"))
     if size > samples:
@@ -153,16 +155,18 @@ def compose(given: argparse.Namespace, size: int = 1, *, alone: bool = False) ->
     control = "tokens" if given.tokens is not None else given.control
     band = {"low": given.band[0], "high": given.band[1]} if given.band else {"scaled": True}
     corpus = {"paths": given.data, "columns": columns_of(given.columns), "max_rejected": given.max_rejected}
-    corpus["min_score"] = given.min_score
-    if given.min_score is not None and "score" not in (corpus["columns"] or {}):
-        raise ConfigError("--min-score: say which column holds the score, e.g. --columns '{score: rating}'")
+    scorer = {"name": given.scorer, "min_score": given.min_score} if given.scorer else None
+    if given.min_score is not None and scorer is None:
+        corpus["min_score"] = given.min_score
+        if "score" not in (corpus["columns"] or {}):
+            raise ConfigError("--min-score: say which column holds the score, e.g. --columns '{score: rating}', or --scorer ifd")
     values: dict[str, Any] = {
         "experiment": "pick",
         "storage": given.storage or str(cache_folder() / "picks"),
         "stages": list(STAGES),
         "corpus": corpus,
         "model": given.model,
-        "profile": {"typings": [], "embeddings": "needed", "band": band, "scorer": {"name": given.scorer} if given.scorer else None},
+        "profile": {"typings": [], "embeddings": "needed", "band": band, "scorer": scorer},
         "selection": {"rho": given.rho},
         "grid": {
             "strategies": list(dict.fromkeys([strategy, *([] if alone else ["random"])])),
@@ -242,7 +246,7 @@ def report(context: Context, cell: Cell, random: Cell | None) -> list[str]:
     """Return tables of what was picked beside random of the same size: posterior metrics, coverage, mix of sources."""
     shown = {"random": random, "pick": cell} if random is not None else {"pick": cell}
     manifests = {name: build_datasets.dataset_artifact(context, one).manifest for name, one in shown.items()}
-    corpus = ingest.ingested_artifact(context).manifest
+    corpus = profile_corpus.corpus_artifact(context).manifest
     measured = [_metrics(build_datasets.metrics_artifact(context, one), name) for name, one in shown.items()]
     return [side_by_side(pa.concat_tables(measured)), *_composition(manifests, corpus)]
 

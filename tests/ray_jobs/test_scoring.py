@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from diversity.config import parse
+from diversity.config import ConfigError, parse
 from diversity.corpus.samples import SAMPLE_SCHEMA, Sample, samples_table, to_sample
 from ray_jobs.job.experiment import Experiment
 from ray_jobs.job.process import cache_folder
@@ -44,3 +44,23 @@ def test_scores_are_ifd_below_one_in_corpus_order_whatever_the_spans(tmp_path: P
     np.testing.assert_array_equal(building.load_scores(sources), table["score"].to_numpy(zero_copy_only=False).astype(float))
     assert building.load_scores(building.Sources(corpus, {}, {}, "m", context.experiment.selection, context.experiment.grid)) is None
     assert pa.schema(SAMPLE_SCHEMA).equals(corpus.read().schema)
+
+    least = float(np.sort(expected[~np.isnan(expected)])[2])
+    cut = over_least(context, least)
+    good = scoring.derive_good(cut, corpus)
+    assert scoring.derive_good(cut, corpus) == good != corpus == scoring.derive_good(context, corpus), (
+        "nothing is cut where nothing is asked"
+    )
+    kept, scores = good.read(), table["score"].to_pylist()
+    assert kept["score"].to_pylist() == [score for score in scores if score is not None and score >= least]
+    assert kept["sample_id"].to_pylist() == [one.sample_id for one, score in zip(samples, scores, strict=True) if score and score >= least]
+    assert good.manifest["below_score"] == 7 - len(kept) and good.manifest["samples"] == len(kept) == sum(good.manifest["sources"].values())
+    assert scoring.score_artifact(cut, good) is None, "the scores are the derived corpus's own column"
+    with pytest.raises(ConfigError, match=r"min_score=9: the highest score is 0\.\d"):
+        scoring.derive_good(over_least(context, 9), corpus)
+
+
+def over_least(context: Context, least: float) -> Context:
+    """Return a context whose scorer leaves out what scores lower."""
+    values = context.experiment.model_dump(exclude_unset=True)
+    return Context(parse(Experiment, {**values, "profile": {"scorer": {"max_tokens": 64, "min_score": least}}}), Path("e.yaml"))

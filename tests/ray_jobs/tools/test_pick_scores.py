@@ -11,7 +11,8 @@ import pytest
 
 from diversity.artifact import Storage
 from ray_jobs.tools import certify
-from ray_jobs.tools.pick import main
+from ray_jobs.tools.pick import arguments, compose, main
+from training.ifd import ScorerConfig
 
 ROWS = 600
 
@@ -67,6 +68,14 @@ def test_scores_are_carried_held_by_quota_and_cut(data: Path, tmp_path: Path, ca
     manifest, _ = dataset(capsys.readouterr().out)
     assert 1800 < manifest["tokens"]["response"] <= 2000 and manifest["cell"]["control"] == "tokens"
     assert manifest["score"]["without"] > 0, "without --min-score samples without a score stay"
+
+
+def test_the_lowest_score_goes_to_what_gives_the_scores(data: Path) -> None:
+    given = [str(data), "--size", "50", "--min-score", "0.5"]
+    experiment = compose(arguments([*given, "--columns", "{score: rating}"]))
+    assert experiment.corpus.min_score == 0.5 and experiment.profile.scorer is None
+    experiment = compose(arguments([*given, "--scorer", "ifd"]))
+    assert experiment.corpus.min_score is None and experiment.profile.scorer == ScorerConfig(min_score=0.5)
 
 
 @pytest.mark.usefixtures("ray_local")
