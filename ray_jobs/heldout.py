@@ -18,7 +18,6 @@ import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
-from diversity.config import ConfigError
 from diversity.corpus.heldout import (
     HELDOUT_SCHEMA,
     PROMPTS,
@@ -38,7 +37,7 @@ from diversity.corpus.ingestion import ContentHash, counted
 from diversity.corpus.inputs import Inputs, read_corpus
 from diversity.corpus.samples import SAMPLE_SCHEMA
 from ray_jobs.job.process import cache_folder
-from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.job.runtime import Context, main, needed, once
 from ray_jobs.regenerate import maker, source_corpus
 from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
@@ -60,10 +59,7 @@ class Heldout:
         Raises:
             ConfigError: it is null.
         """
-        config = self.context.experiment.evaluation.heldout
-        if config is None:
-            raise ConfigError("evaluation.heldout is null: there is nothing to hold out, leave the stage out")
-        return config
+        return needed(self.context.experiment.evaluation.heldout, "evaluation.heldout", "say what is held out")
 
     @cached_property
     def ingested(self) -> Artifact:

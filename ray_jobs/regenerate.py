@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact, digest, fingerprint
-from diversity.config import ConfigError, UserError
+from diversity.config import UserError
 from diversity.corpus.ingestion import ContentHash, counted
 from diversity.corpus.regeneration import RegenerateConfig, Regenerated, add, request, tables
 from diversity.corpus.samples import messages_of
@@ -29,7 +29,7 @@ from diversity.typings.encoders import load_encoder
 from ray_jobs.ingest import ingested_artifact
 from ray_jobs.job.device import device_kind
 from ray_jobs.job.process import cache_folder
-from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.job.runtime import Context, main, needed, once
 from ray_jobs.tasks.corpus_rows import CorpusRows
 from ray_jobs.tasks.serving import reached
 from training.ifd import difficulties
@@ -54,9 +54,7 @@ def config_of(context: Context) -> RegenerateConfig:
     Raises:
         ConfigError: it is null.
     """
-    if context.experiment.regenerate is None:
-        raise ConfigError("regenerate is null: say which model answers anew, or leave the stage out")
-    return context.experiment.regenerate
+    return needed(context.experiment.regenerate, "regenerate", "say which model answers anew")
 
 
 @once

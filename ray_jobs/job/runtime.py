@@ -34,6 +34,7 @@ from ray_jobs.job.process import configure_process
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job manager sets it for an entrypoint, and nothing else does
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
@@ -55,6 +56,17 @@ def absolute(path: str) -> str:
 def inside_job() -> bool:
     """Return whether this process is the entrypoint of a submitted Ray job."""
     return JOB_VARIABLE in os.environ
+
+
+def needed(setting: T | None, name: str, wanted: str) -> T:
+    """Return a part of the configuration without which a stage has nothing to do.
+
+    Raises:
+        ConfigError: it is null; the message says what to set.
+    """
+    if setting is None:
+        raise ConfigError(f"{name} is null: {wanted}, or leave the stage out")
+    return setting
 
 
 def once(function: F) -> F:

@@ -6,12 +6,11 @@ import logging
 from typing import Any
 
 from diversity.artifact import Artifact, fingerprint
-from diversity.config import ConfigError
 from diversity.corpus.inputs import Inputs
 from diversity.judging.config import AnswererConfig, JudgingConfig
 from diversity.judging.prompt_sets import read_prompt_sets
 from ray_jobs.job.process import cache_folder
-from ray_jobs.job.runtime import Context, once
+from ray_jobs.job.runtime import Context, needed, once
 from training.evaluators import EvaluatorConfig
 from training.model_source import model_digest, resolve_model
 
@@ -26,9 +25,7 @@ def judging(context: Context) -> JudgingConfig:
     Raises:
         ConfigError: it is null.
     """
-    if context.experiment.judging is None:
-        raise ConfigError("judging is null: say which prompts are answered and who judges, or leave the stage out")
-    return context.experiment.judging
+    return needed(context.experiment.judging, "judging", "say which prompts are answered and who judges")
 
 
 @once
