@@ -52,9 +52,10 @@ def run(context: Context) -> None:
     """Seal the answers of every run that has scores, and of every answerer, and enter them into the index."""
     prompts = judged.seal_prompts(context)
     found = run_answers(context)
-    for name, (scores, answers) in found.items():
+    names = {one.task.run: one.keys[0] for one in sweep.runs(context)} if found else {}
+    for run, (scores, answers) in found.items():
         if not answers.sealed:
-            _seal_run(name, scores, answers, prompts)
+            _seal_run(names[run], run, scores, answers, prompts)
     context.index.add_many("answers", {key: answers for key, (_, answers) in _by_cell(context, found).items()})
     for one in judged.judging(context).answerers:
         answers = judged.answerer_answers(context, one)
@@ -80,12 +81,12 @@ def _by_cell(context: Context, found: dict[str, tuple[Artifact, Artifact]]) -> d
     return {key: found[one.task.run] for one in sweep.runs(context) if one.task.run in found for key in one.keys}
 
 
-def _seal_run(run: str, scores: Artifact, answers: Artifact, prompts: Artifact) -> None:
+def _seal_run(name: str, run: str, scores: Artifact, answers: Artifact, prompts: Artifact) -> None:
     """Seal a run's answers out of its scores."""
     responses = scores.read("responses")
     rows = responses.filter(pc.equal(responses["split"], JUDGING)).to_pylist()
     table = answer_sets.answers_table([_generated(row) for row in rows])
-    _seal(answers, table, prompts, {"answerer": run, "scores": scores.path, "evaluators": scores.manifest["evaluators"]})
+    _seal(answers, table, prompts, {"answerer": name, "run": run, "scores": scores.path, "evaluators": scores.manifest["evaluators"]})
 
 
 def _generated(row: dict[str, Any]) -> dict[str, Any]:

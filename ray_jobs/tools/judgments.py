@@ -22,7 +22,8 @@ from diversity.judging.rubrics import load_rubric
 from diversity.judging.summary import METRICS, prompt_scores
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context, inside_job, tool
-from ray_jobs.judge import Judging
+from ray_jobs.judge import contest_of
+from ray_jobs.tasks.contest import Contest
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,29 +50,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--export needs CONFIG.yaml and --to FOLDER")
     path, *overrides = given.config
     context = Context(load_experiment(Path(path), overrides, inside_job=inside_job()), Path(path), tuple(overrides))
-    for written in exported(Judging(context), given.export, given.to):
+    for written in exported(contest_of(context), given.export, given.to):
         print(written)
     return 0
 
 
-def exported(stage: Judging, form: str, folder: Path) -> list[Path]:
+def exported(contest: Contest, form: str, folder: Path) -> list[Path]:
     """Write everyone's answers, and annotations where the format has them, and return the files."""
     written = []
-    for one in stage.answerers:
+    for one in contest.answerers:
         place = folder / one.name
         if form == "arena-hard":
             written.append(folder / "model_answer" / f"{one.name}.jsonl")
-            exchange.write_lines(written[-1], exchange.arena_answers(stage.prompts, one.table(), one.name), lines=True)
+            exchange.write_lines(written[-1], exchange.arena_answers(contest.prompts, one.table(), one.name), lines=True)
             continue
         written.append(place / "model_outputs.json")
-        exchange.write_lines(written[-1], exchange.alpaca_outputs(stage.prompts, one.table(), one.name), lines=False)
-        baseline = stage.baselines[0]
-        for judge in stage.config.judges:
+        exchange.write_lines(written[-1], exchange.alpaca_outputs(contest.prompts, one.table(), one.name), lines=False)
+        baseline = contest.baselines[0]
+        for judge in contest.config.judges:
             rubric = load_rubric(judge.rubric)
-            verdicts = stage.verdicts(judge, rubric, one.answers.fingerprint, baseline.answers.fingerprint)
+            verdicts = contest.verdicts(judge, rubric, one.answers.fingerprint, baseline.answers.fingerprint)
             if verdicts.sealed:
                 named = {"generator": one.name, "against": baseline.name, "annotator": judge.name}
-                rows = exchange.alpaca_annotations(stage.prompts, one.table(), baseline.table(), verdicts.read(), **named)
+                rows = exchange.alpaca_annotations(contest.prompts, one.table(), baseline.table(), verdicts.read(), **named)
                 written.append(place / judge.name / "annotations.json")
                 exchange.write_lines(written[-1], rows, lines=False)
     return written
