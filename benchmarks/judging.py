@@ -20,7 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from diversity.judging import alpaca_eval
-from diversity.judging.win_rates import PromptScores, bootstrap, length_controlled_win_rate, weighted_win_rate, win_rate
+from diversity.judging.style import COLUMNS
+from diversity.judging.win_rates import (
+    PromptScores,
+    bootstrap,
+    length_controlled_win_rate,
+    length_term,
+    style_controlled_win_rate,
+    weighted_win_rate,
+    win_rate,
+)
 
 TOLERANCE = 1e-4
 SIMULATIONS = 1000
@@ -44,6 +53,7 @@ def main() -> int:
     rounds = SIMULATIONS // 10 if given.quick else SIMULATIONS
     coverage(rounds)
     length_control(rounds)
+    style_control(rounds)
     speed()
     transport()
     return 0
@@ -93,9 +103,9 @@ def drawn(rng: np.random.Generator, n: int, *, orders: int = 1, strong: float = 
         values[order] = np.where(rng.random(n) < ties, 0.5, seen > 0)
         if strong:
             weights[order] = np.where((np.abs(seen) > 1.5) & (values[order] != 0.5), 3.0, 1.0)
-    longer = rng.normal(size=n) * 500
+    longer, plain = rng.normal(size=n) * 500, np.zeros((n, len(COLUMNS)))
     return PromptScores(
-        [str(i) for i in range(n)], groups, values.mean(axis=0), (values * weights).sum(axis=0), weights.sum(axis=0), longer
+        [str(i) for i in range(n)], groups, values.mean(axis=0), (values * weights).sum(axis=0), weights.sum(axis=0), longer, plain
     )
 
 
@@ -126,6 +136,37 @@ def _as_if_independent(scores: PromptScores, case: dict, truth: float) -> bool:
     return bool(abs(rate - truth) <= wide)
 
 
+def dressed(rng: np.random.Generator, n: int, truth: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (values, longer, style) of a judge that likes length, headers, lists and bold, against a true rate at equal style.
+
+    The answerer writes longer and uses more of all; the four go together, as they do in answers.
+    """
+    common = rng.normal(size=n)
+    longer = 200 + 350 * (rng.normal(size=n) + common)
+    style = np.tanh(0.3 + 0.5 * rng.normal(size=(n, len(COLUMNS))) + 0.3 * common[:, None])
+    liking = 0.8 * length_term(longer) + style @ np.array([0.9, 0.6, 0.4])
+    chance = 1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + liking)))
+    return (rng.random(n) < chance).astype(np.float64), longer, style
+
+
+def style_control(rounds: int) -> None:
+    """Print what length control, and style control, leave of a judge's liking for length and markdown."""
+    print("\nstyle control: a judge that likes length, headers, lists and bold, truth 42.6% at equal style")
+    print(f"{'n':>6}{'raw':>8}{'equal length':>14}{'equal style':>13}{'bias':>8}{'covers':>9}")
+    for n in (150, 805):
+        rng, raw, by_length, found, hits, truth = np.random.default_rng(n), [], [], [], 0, 0.426
+        for _ in range(rounds):
+            values, longer, style = dressed(rng, n, truth)
+            scores = PromptScores([str(i) for i in range(n)], np.arange(n), values, values, np.ones(n), longer, style)
+            one = style_controlled_win_rate(scores)
+            raw.append(values.mean())
+            by_length.append(length_controlled_win_rate(scores).value)
+            found.append(one.value)
+            hits += one.low <= truth <= one.high
+        told = "".join(f"{100 * np.mean(one):>{wide}.1f}" for one, wide in ((raw, 8), (by_length, 14), (found, 13)))
+        print(f"{n:>6}{told}{100 * (np.mean(found) - truth):>+8.2f}{100 * hits / rounds:>8.1f}%")
+
+
 def length_control(rounds: int) -> None:
     """Print the bias left when a judge likes length, and the error beside the bootstrap's."""
     print("\nlength control: a judge that likes longer answers, truth 42.6% at equal length")
@@ -138,7 +179,7 @@ def length_control(rounds: int) -> None:
             x = np.tanh(longer / longer.std(ddof=1))
             chance = 1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + 1.5 * x)))
             values = (rng.random(n) < chance).astype(np.float64)
-            scores = PromptScores([str(i) for i in range(n)], np.arange(n), values, values, np.ones(n), longer)
+            scores = PromptScores([str(i) for i in range(n)], np.arange(n), values, values, np.ones(n), longer, np.zeros((n, len(COLUMNS))))
             one = length_controlled_win_rate(scores)
             raw.append(values.mean())
             found.append(one.value)

@@ -37,14 +37,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Logistic:
-    """A logistic fit y = sigma(theta + phi x), at x = 0.
+    """A logistic fit y = sigma(theta + x phi), at x = 0.
 
     Attributes:
         rate: sigma(theta).
         se: of the rate.
         theta: log-odds at x = 0.
         theta_se: its standard error.
-        phi: change of the log-odds with x.
+        phi: `(k,)` change of the log-odds with each covariate.
         groups: prompt groups.
     """
 
@@ -52,7 +52,7 @@ class Logistic:
     se: float
     theta: float
     theta_se: float
-    phi: float
+    phi: np.ndarray
     groups: int
 
 
@@ -103,26 +103,29 @@ def quantile(groups: int) -> float:
 
 
 def logistic_at_zero(x: np.ndarray, y: np.ndarray, groups: np.ndarray, prior: float = 1.0) -> Logistic:
-    """Return the fit y = sigma(theta + phi x) of soft outcomes, by Newton's method.
+    """Return the fit y = sigma(theta + x phi) of soft outcomes, by Newton's method.
 
     The error is the sandwich estimate over prompt groups, carried from theta to sigma(theta). Where y is 0 or 1 throughout, theta has no
-    finite estimate; where x does not vary, there is nothing to control for: the plain mean and its error are given then.
+    finite estimate; where x does not vary, there is nothing to control for: the plain mean and its error are given then. A covariate that
+    does not vary beside others that do is left out.
 
     Args:
-        x: `(n,)` the covariate.
+        x: `(n,)` the covariate, or `(n, k)` several.
         y: `(n,)` in [0, 1].
         groups: `(n,)` numbers of prompt groups.
-        prior: precision of a normal prior on phi, which keeps it finite.
+        prior: precision of a normal prior on each phi, which keeps it finite.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     mean, se = mean_and_error(y, groups)
-    if mean in (0.0, 1.0) or np.ptp(x) == 0:
+    x = x.reshape(len(y), -1)
+    x = np.where(np.ptp(x, axis=0) == 0, 0.0, x)
+    if mean in (0.0, 1.0) or not x.any():
         odds = mean / (1 - mean) if mean not in (0.0, 1.0) else (0.0 if mean == 0 else np.inf)
         spread = mean * (1 - mean)
         theta = float(np.log(odds)) if odds > 0 else float("-inf")
-        return Logistic(mean, se, theta, se / spread if spread else float("nan"), 0.0, len(names))
-    design, penalty = np.column_stack([np.ones(len(y)), x]), np.array([0.0, prior])
-    weights, curvature = np.array([np.log(mean / (1 - mean)), 0.0]), np.eye(2)
+        return Logistic(mean, se, theta, se / spread if spread else float("nan"), np.zeros(x.shape[1]), len(names))
+    design, penalty = np.column_stack([np.ones(len(y)), x]), np.array([0.0, *[prior] * x.shape[1]])
+    weights, curvature = np.array([np.log(mean / (1 - mean)), *np.zeros(x.shape[1])]), np.eye(1 + x.shape[1])
     for _ in range(ITERATIONS):
         chance = 1 / (1 + np.exp(-design @ weights))
         curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty)
@@ -138,4 +141,4 @@ def logistic_at_zero(x: np.ndarray, y: np.ndarray, groups: np.ndarray, prior: fl
         inverse = np.linalg.inv(curvature)
         variance = inverse @ (by_group.T @ by_group) @ inverse * len(names) / (len(names) - 1)
         theta_se = float(np.sqrt(variance[0, 0]))
-    return Logistic(rate, rate * (1 - rate) * theta_se, float(weights[0]), theta_se, float(weights[1]), len(names))
+    return Logistic(rate, rate * (1 - rate) * theta_se, float(weights[0]), theta_se, weights[1:], len(names))

@@ -111,7 +111,7 @@ def import_answers(paths: Sequence[str], prompts: pa.Table, generator: str | Non
             counted["of another generator"] += 1
             continue
         generators.add(named)
-        prompt_id, response = _prompt_of(row, by_native, known), _response(row)
+        prompt_id, response = _prompt_of(row, by_native, known), response_of(row)
         if prompt_id is None or response is None:
             counted["no prompt of these" if response is not None else "no response"] += 1
             continue
@@ -150,7 +150,7 @@ def _prompt_of(row: Mapping[str, Any], by_native: Mapping[str, str], known: set[
     return None
 
 
-def _response(row: Mapping[str, Any]) -> str | None:
+def response_of(row: Mapping[str, Any]) -> str | None:
     """Return a row's answer: a column of its own, or the last turn of Arena-Hard's messages or choices."""
     for name in RESPONSE_COLUMNS:
         if isinstance(row.get(name), str):

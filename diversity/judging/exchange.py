@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from diversity.config import UserError
 from diversity.judging import alpaca_eval
+from diversity.judging.style import more_markdown
 from diversity.judging.verdicts import SCORED, VERDICTS_SCHEMA
 
 FORMATS = ("alpaca-eval", "arena-hard")
@@ -100,6 +101,7 @@ def read_annotations(path: Path) -> tuple[pa.Table, dict[str, Any]]:
             "p_first": None if value != value else 1 - value,
             "score": None if value != value else float(value),
             "longer": int(own - theirs),
+            **more_markdown(row["output_2"] or "", row["output_1"] or ""),
         }
         for place, (row, value, theirs, own) in enumerate(zip(rows, values, *lengths(path), strict=True))
     ]

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from diversity.judging.config import JudgeConfig
 from diversity.judging.rubrics import JSON_SCHEMA, Rubric
+from diversity.judging.style import more_markdown
 from diversity.judging.verdicts import VERDICTS_SCHEMA, Verdict, read_verdict, verdict_row
 from diversity.keys import order, priorities, sample_keys
 from diversity.llm.asking import request_key
@@ -27,7 +28,7 @@ class Slot:
     """One verdict that is wanted.
 
     Attributes:
-        columns: of its row, up to `repeat`, and `longer`.
+        columns: of its row, up to `repeat`, `longer`, and those of `style`.
         key: of the request that asks for it; None where nothing is asked.
         body: of the request.
         outcome: where nothing is asked, why.
@@ -92,9 +93,9 @@ def slots(prompts: pa.Table, answers: pa.Table, baseline: pa.Table, judge: Judge
     for row in prompts.select(names).to_pylist():
         prompt, prompt_id = row.pop("prompt"), row["prompt_id"]
         own, other = mine.get(prompt_id), theirs.get(prompt_id)
-        longer = None if own is None or other is None else len(own) - len(other)
+        apart = {} if own is None or other is None else {"longer": len(own) - len(other), **more_markdown(own, other)}
         for turn, repeat in design.asked(prompt_id, judge):
-            columns = {**row, "order": turn, "repeat": repeat, "longer": longer}
+            columns = {**row, "order": turn, "repeat": repeat, **apart}
             if own is None or other is None:
                 yield Slot(columns, None, None, "unanswered")
             elif own == other:

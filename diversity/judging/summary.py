@@ -16,15 +16,23 @@ import pyarrow.compute as pc
 
 from diversity.effects.clustered import Estimate
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
-from diversity.judging import agreement
+from diversity.judging import agreement, style
 from diversity.judging.controls import NEUTRAL, SPOILT
 from diversity.judging.rubrics import STRENGTH
 from diversity.judging.verdicts import SCORED, outcomes
-from diversity.judging.win_rates import STRONG, PromptScores, length_controlled_win_rate, weighted_win_rate, win_rate
+from diversity.judging.win_rates import (
+    STRONG,
+    PromptScores,
+    length_controlled_win_rate,
+    style_controlled_win_rate,
+    weighted_win_rate,
+    win_rate,
+)
 
 METRICS = {
     "judged_win_rate": win_rate,
     "judged_win_rate_length_controlled": length_controlled_win_rate,
+    "judged_win_rate_style_controlled": style_controlled_win_rate,
     "judged_win_rate_weighted": weighted_win_rate,
 }
 EVERY_SET = "all"
@@ -38,7 +46,7 @@ def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores
         verdicts: VERDICTS_SCHEMA of one answerer and one judge, against one baseline or several.
         chosen: a set; None takes all, a prompt of several sets once.
     """
-    names = ["set", "prompt_id", "group", "outcome", "label", "score", "longer"]
+    names = ["set", "prompt_id", "group", "outcome", "label", "score", "longer", *style.COLUMNS]
     rows = [row for row in verdicts.select(names).to_pylist() if row["outcome"] in SCORED and (chosen is None or row["set"] == chosen)]
     by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
     home: dict[str, str] = {}
@@ -50,11 +58,16 @@ def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores
     return PromptScores(
         ids,
         np.array([by_prompt[one][0]["group"] for one in ids], np.int32),
-        np.array([np.mean([row["score"] for row in by_prompt[one]]) for one in ids], np.float64),
+        np.array([_mean(by_prompt[one], "score") for one in ids], np.float64),
         np.array([sum(w * row["score"] for w, row in zip(ws, by_prompt[one], strict=True)) for one, ws in zip(ids, weighted, strict=True)]),
         np.array([sum(ws) for ws in weighted], np.float64),
-        np.array([np.mean([row["longer"] for row in by_prompt[one]]) for one in ids], np.float64),
+        np.array([_mean(by_prompt[one], "longer") for one in ids], np.float64),
+        np.array([[_mean(by_prompt[one], name) for name in style.COLUMNS] for one in ids], np.float64).reshape(len(ids), -1),
     )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)
 
 
 def _weight(row: Mapping[str, Any]) -> float:
@@ -75,6 +88,7 @@ def averaged(parts: Sequence[PromptScores]) -> PromptScores:
         np.mean([share * weight for share, weight in zip(shares, weights, strict=True)], axis=0),
         np.mean(weights, axis=0),
         taken[0].longer,
+        taken[0].style,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from diversity.judging import style
 from diversity.judging.rubrics import LABELS, Rubric
 from diversity.llm.reading import Answer, Tokens
 
@@ -27,6 +28,7 @@ VERDICTS_SCHEMA = pa.schema(
         pa.field("p_first", pa.float64()),  # that the first is better, by log-probabilities
         pa.field("score", pa.float64()),  # the answerer's: 1 wins, 0.5 ties; null unless ok or same
         pa.field("longer", pa.int32()),  # characters of the answerer's answer less those of the baseline's
+        *(pa.field(name, pa.float64()) for name in style.COLUMNS),  # its markdown beside the baseline's, see `style`
         pa.field("prompt_tokens", pa.int32()),
         pa.field("completion_tokens", pa.int32()),
         pa.field("served_model", pa.string()),
@@ -104,7 +106,7 @@ def verdict_row(asked: dict[str, Any], verdict: Verdict, answer: Answer | None) 
     """Return a row of `VERDICTS_SCHEMA`.
 
     Args:
-        asked: its columns up to `repeat`, and `longer`.
+        asked: its columns up to `repeat`, `longer`, and those of `style`.
         verdict: on the answer that stood first.
         answer: the judge's; None where it wasn't asked.
     """
@@ -130,11 +132,16 @@ def outcomes(verdicts: pa.Table) -> dict[str, int]:
     return {name: found.count(name) for name in OUTCOMES}
 
 
+def known_label(label: str) -> str:
+    """Return a label in the rubrics' spelling where it is only turned round: `A<B` is `B>A`."""
+    return _TURNED.get(label, label)
+
+
 def _text_label(text: str) -> str | None:
     """Return the last label in a text, in the rubric's spelling where it is only turned round."""
     upper = text.upper()
     found = _LABEL.findall(upper) or _LOOSE.findall(upper)
-    return _TURNED.get(found[-1], found[-1]) if found else None
+    return known_label(found[-1]) if found else None
 
 
 def _json_label(text: str) -> str | None:
@@ -147,5 +154,4 @@ def _json_label(text: str) -> str | None:
     label = value.get("verdict") if isinstance(value, dict) else None
     if not isinstance(label, str):
         return None
-    spelled = label.upper().strip(" []")
-    return _TURNED.get(spelled, spelled)
+    return known_label(label.upper().strip(" []"))

@@ -1,4 +1,4 @@
-"""Win rates of one answerer against a baseline: plain, with strong verdicts counted more often, and at equal length.
+"""Win rates of one answerer against a baseline: plain, with strong verdicts counted more often, at equal length and at equal style.
 
 The unit is the prompt group (`diversity/effects/clustered.py`): a prompt's score is the mean over its orders and repeats, and verdicts are
 never taken for independent. Resampling verdicts one by one, as Arena-Hard's own script does, gives intervals of half the width.
@@ -29,6 +29,7 @@ class PromptScores:
         strong_values: sum of weight x score over its verdicts, a strong verdict weighing three times.
         strong_weights: sum of the weights.
         longer: characters of the answer less those of the baseline's.
+        style: `(n, 3)`, how much more markdown the answer has, as in `style.more_markdown`.
     """
 
     ids: list[str]
@@ -37,6 +38,7 @@ class PromptScores:
     strong_values: np.ndarray
     strong_weights: np.ndarray
     longer: np.ndarray
+    style: np.ndarray
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -44,7 +46,7 @@ class PromptScores:
 
     def taken(self, places: np.ndarray) -> PromptScores:
         """Return some of the prompts."""
-        columns = (self.groups, self.values, self.strong_values, self.strong_weights, self.longer)
+        columns = (self.groups, self.values, self.strong_values, self.strong_weights, self.longer, self.style)
         return PromptScores([self.ids[place] for place in places], *(column[places] for column in columns))
 
 
@@ -64,10 +66,23 @@ def length_controlled_win_rate(scores: PromptScores) -> Estimate:
     """Return the rate at equal length: sigma(theta) of score = sigma(theta + phi x), x = tanh(difference of lengths / its deviation).
 
     The form is AlpacaEval 2's without its difficulties and its two gamed baselines, which belong to its own prompts, baseline and judge; a
-    weak ridge on phi stands in their place, and the error is the sandwich estimate over prompt groups. The interval is symmetric in
-    log-odds.
+    weak ridge on phi stands in their place, and the error is the sandwich estimate over prompt groups.
     """
-    fit = logistic_at_zero(length_term(scores.longer), scores.values, scores.groups, PRIOR)
+    return _controlled(scores, length_term(scores.longer))
+
+
+def style_controlled_win_rate(scores: PromptScores) -> Estimate:
+    """Return the rate at equal length and equal markdown: the fit of `length_controlled_win_rate` with three more terms.
+
+    Arena-Hard controls for the same (length, headers, lists, bold). It centres its terms, so that it tells the rate at the usual difference
+    of style, and takes each verdict for independent; here zero is the same style, as zero is the same length, and errors go by group.
+    """
+    return _controlled(scores, np.column_stack([length_term(scores.longer), scores.style]))
+
+
+def _controlled(scores: PromptScores, terms: np.ndarray) -> Estimate:
+    """Return sigma(theta) of score = sigma(theta + phi terms), its interval symmetric in log-odds."""
+    fit = logistic_at_zero(terms, scores.values, scores.groups, PRIOR)
     wide = quantile(fit.groups) * fit.theta_se
     if not np.isfinite(fit.theta) or not np.isfinite(wide):
         return estimate(fit.rate, fit.se, len(scores), fit.groups)
@@ -101,7 +116,7 @@ def bootstrap(scores: PromptScores, rounds: int, seed: int = 0) -> np.ndarray:
         counts = draws[:, numbers].astype(np.float64)
         total, wins = counts.sum(axis=1), counts @ y
         found[start : start + len(draws), 0] = wins / total
-        found[start : start + len(draws), 1] = _refitted(x, counts, wins, counts @ (x * y), fit.theta, fit.phi)
+        found[start : start + len(draws), 1] = _refitted(x, counts, wins, counts @ (x * y), fit.theta, float(fit.phi[0]))
     return found
 
 

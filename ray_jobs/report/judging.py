@@ -17,6 +17,7 @@ from ray_jobs.report.page import page_parts
 METRIC_NAMES = {
     "judged_win_rate": "win rate",
     "judged_win_rate_length_controlled": "at equal length",
+    "judged_win_rate_style_controlled": "at equal style",
     "judged_win_rate_weighted": "strong verdicts x 3",
 }
 Figures = dict[str, dict[str, Estimate]]  # by set and metric

@@ -19,7 +19,7 @@ from diversity.judging.rubrics import Rubric
 from ray_jobs.job.runtime import Context
 from ray_jobs.tasks import judged
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

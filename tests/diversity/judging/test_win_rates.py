@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.judging import CASES, drawn, oracle
+from benchmarks.judging import CASES, drawn, dressed, oracle
 from diversity.config import UserError
 from diversity.effects.clustered import logistic_at_zero, mean_and_error
 from diversity.judging import alpaca_eval
 from diversity.judging.agreement import kappa
+from diversity.judging.style import COLUMNS, markdown, more_markdown
 from diversity.judging.win_rates import (
     PRIOR,
     PromptScores,
@@ -22,17 +23,24 @@ from diversity.judging.win_rates import (
     paired_difference,
     planned_effect,
     smallest_effect,
+    style_controlled_win_rate,
     weighted_win_rate,
     win_rate,
 )
 
 
-def scores(values, longer=None, groups=None):
+def scores(values, longer=None, groups=None, style=None):
     n = len(values)
     values = np.asarray(values, float)
     found = np.zeros(n) if longer is None else np.asarray(longer, float)
     return PromptScores(
-        [f"{i}" for i in range(n)], np.arange(n) if groups is None else np.asarray(groups), values, values, np.ones(n), found
+        [f"{i}" for i in range(n)],
+        np.arange(n) if groups is None else np.asarray(groups),
+        values,
+        values,
+        np.ones(n),
+        found,
+        np.zeros((n, 3)) if style is None else style,
     )
 
 
@@ -133,3 +141,51 @@ def test_edges():
     assert round(100 * planned_effect(1305), 1) == 4.3 and round(100 * planned_effect(805), 1) == 5.4
     assert smallest_effect(1) == pytest.approx(2.8016, abs=1e-3) and planned_effect(0) == float("inf")
     assert Path(alpaca_eval.__file__).exists()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_the_fit_with_several_covariates_is_the_minimum_of_its_loss(seed, k):
+    from scipy.optimize import minimize
+
+    rng = np.random.default_rng(seed)
+    x, y = np.tanh(rng.normal(size=(40, k))), rng.random(40)
+
+    def loss(weights):
+        odds = weights[0] + x @ weights[1:]
+        return float((np.logaddexp(0, odds) - y * odds).sum() + PRIOR / 2 * (weights[1:] ** 2).sum())
+
+    fit, wanted = logistic_at_zero(x, y, np.arange(40), PRIOR), minimize(loss, np.zeros(1 + k), tol=1e-12).x
+    np.testing.assert_allclose([fit.theta, *fit.phi], wanted, atol=2e-4)
+    constant = logistic_at_zero(np.column_stack([x, np.full(40, 0.3)]), y, np.arange(40), PRIOR)
+    assert constant.theta == pytest.approx(fit.theta, abs=1e-9) and constant.theta_se == pytest.approx(fit.theta_se)
+
+
+def test_style_control_takes_a_planted_liking_for_markdown_out_and_covers():
+    found, raw, hits, truth = [], [], 0, 0.426
+    for seed in range(200):
+        values, longer, style = dressed(np.random.default_rng(seed), 805, truth)
+        one = style_controlled_win_rate(scores(values, longer, style=style))
+        found.append(one.value)
+        raw.append(values.mean())
+        hits += one.low <= truth <= one.high
+    assert np.mean(raw) > truth + 0.1, "the judge likes markdown"
+    assert abs(np.mean(found) - truth) < 0.005 + 2 * np.std(found) / np.sqrt(200)
+    assert 0.905 <= hits / 200 <= 0.985
+
+
+TEXT = st.text(st.sampled_from("#*_-1. \n`ab"), max_size=60)
+
+
+@given(TEXT, TEXT)
+@settings(max_examples=200, deadline=None)
+def test_markdown_of_two_answers_is_opposite_the_other_way_round(a, b):
+    mine, theirs = more_markdown(a, b), more_markdown(b, a)
+    assert all(mine[name] == -theirs[name] and -1 < mine[name] < 1 for name in COLUMNS)
+    assert set(more_markdown(a, a).values()) == {0.0}
+
+
+def test_headers_lists_and_bold_are_counted_outside_of_code():
+    text = "# One\n\n## Two\n- a\n* b\n  + c\n1. d\n2) e\n**bold** and __too__, not **half\n```sh\n# comment\n- no item\n```\n#tag\n"
+    assert markdown(text) == (2, 5, 2)
+    assert markdown("~~~\n# never closed\n- a") == (0, 0, 0) and markdown("") == (0, 0, 0)
