@@ -13,13 +13,14 @@ from pydantic import Field, model_validator
 
 from diversity.artifact import Storage
 from diversity.config import Config, UserError, lookup, near_matches
+from diversity.llm.budget import BudgetConfig
 from diversity.llm.endpoint import EndpointConfig
 
 TAGGERS = {
     "keyphrase": "diversity.typings.taggers.keyphrase:KeyphraseTagger",
     "llm": "diversity.typings.taggers.llm:LlmTagger",
 }
-_TRANSPORT = {"base_url", "endpoint", "vllm"}
+_TRANSPORT = {"base_url", "endpoint", "budget", "vllm"}
 
 
 class TaggerError(UserError):
@@ -92,6 +93,7 @@ class TaggerConfig(Config):
         base_url: for `llm`: of an OpenAI-compatible endpoint, e.g. `http://127.0.0.1:8000/v1`.
         llm: what it is asked for.
         endpoint: how it is asked.
+        budget: of all requests for one side's tags, over all experiments of a storage that ask this model for the same.
         vllm: in the place of `base_url`: vLLM on this cluster's GPUs.
     """
 
@@ -107,6 +109,7 @@ class TaggerConfig(Config):
     base_url: str | None = None
     llm: LlmConfig = LlmConfig()
     endpoint: EndpointConfig = EndpointConfig()
+    budget: BudgetConfig = BudgetConfig()
     vllm: VllmConfig | None = None
 
     @model_validator(mode="after")

@@ -67,7 +67,9 @@ class LlmTagger:
     def __init__(self, config: TaggerConfig, side: str, storage: Storage | None = None) -> None:
         """Open the kept answers; without a storage they are kept in memory alone."""
         self._config, self._side, self._llm = config, side, config.llm
-        self._asker = Asker(config.base_url, config.endpoint, Answers(storage, answers_name(config)))
+        name = answers_name(config)
+        ledger = f"tags-{side}-{name}"
+        self._asker = Asker(config.base_url, config.endpoint, Answers(storage, name), config.budget, storage=storage, ledger=ledger)
         self.outcomes: Counter[str] = Counter()
         self._seen = self._wrong = 0
 
@@ -81,6 +83,7 @@ class LlmTagger:
 
         Raises:
             EndpointError: the endpoint can't be used.
+            BudgetSpent: `budget` is spent; what was answered is kept.
             TaggerError: too many answers are of no use, or an answer is missing and there is no endpoint to ask.
         """
         asked = [request(text, self._side, self._config) for text in texts]

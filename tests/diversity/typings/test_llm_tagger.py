@@ -12,6 +12,7 @@ from diversity.artifact import Storage
 from diversity.config import UserError
 from diversity.llm.answers import Answers
 from diversity.llm.asking import request_key
+from diversity.llm.budget import BudgetSpent
 from diversity.llm.endpoint import Endpoint, EndpointConfig
 from diversity.llm.reading import Answer, EndpointError, seconds
 from diversity.typings.taggers import TaggerConfig, TaggerError, load_tagger, tagger_class
@@ -58,6 +59,21 @@ def test_every_text_gets_its_own_answer_and_equal_texts_are_asked_once(serve, tm
     body = server.bodies[0]
     assert body["model"] == "m" and body["temperature"] == 0 and body["max_tokens"] == 512
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["tags"]
+
+
+def test_the_budget_ends_a_run_and_a_larger_one_goes_on(serve, tmp_path):
+    server, storage, texts = serve(answers_by_prompt), Storage(str(tmp_path)), [f"text {i}" for i in range(20)]
+    with pytest.raises(BudgetSpent, match="12 of 20 requests are answered, then the budget of 12 requests is spent"):
+        load_tagger(config(server, budget={"requests": 12}), "instruction", storage)(texts)
+    assert len(server.bodies) == 12
+    given = config(server, budget={"requests": 20})
+    assert load_tagger(given, "instruction", storage)(texts) == [[text, "common tag"] for text in texts]
+    assert set(server.tries.values()) == {1} and len(server.bodies) == 20
+    with pytest.raises(BudgetSpent):
+        load_tagger(given, "instruction", storage)(["one more"])
+    load_tagger(given, "response", storage)(["one more"])
+    assert len(server.bodies) == 21, "each side has its own"
+    assert given.settings() == config(server).settings(), "no part of what is sealed"
 
 
 def test_a_second_run_and_a_crash_pay_nothing_twice(serve, tmp_path):
