@@ -126,6 +126,7 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
                 "max_length": 128,
                 "checkpoint_every": 2,
                 "max_failures": 0,
+                "precision": "fp32",  # not `auto`, which asks the processor: losses are compared with those of a plain loop
             },
             "evaluation": {"evaluators": ["nll", {"name": "generate", "max_new_tokens": 4, "max_samples": 2}]},
             "resources": {"use_gpu": False, "cpus_per_rank": 0.9, "driver_cpus": 0.1},
