@@ -62,7 +62,7 @@ def test_judged_rows_stand_behind_their_runs_and_are_primary_only_if_named_and_p
     found, read = with_judgments(storage, entries, results())
     assert found.schema == RESULTS_SCHEMA and set(read) == {scored.path, report.path}
     mine = [row for row in found.to_pylist() if row["cell"] == "random_n10_s1"]
-    assert len(found) == 3 + 9 and len(mine) == 10 and {row["run"] for row in mine} == {"r1"}
+    assert len(found) == 3 + 3 * len(METRICS) and len(mine) == 1 + 3 * len(METRICS) and {row["run"] for row in mine} == {"r1"}
     primary = {(row["evaluator"], row["split"], row["metric"]) for row in found.to_pylist() if row["primary"]}
     assert primary == ({("j", "all", "judged_win_rate")} if passed else {("nll", "out", "nll")})
     assert with_judgments(storage, {}, results()) == (results(), [])
