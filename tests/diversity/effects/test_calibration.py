@@ -28,6 +28,6 @@ def test_no_promise_is_far_off():
 def test_the_table_says_what_is_not_kept(capsys):
     assert calibration.main(["--simulations", "3", "--workers", "1", "--only", "36 orders"]) == 0
     told = capsys.readouterr().out
-    assert "| false claims | slope, 3 x 2 seeds (36 orders) | 0.050 | 0.000 |  |" in told
+    assert "| false claims | slope, 3 x 2 seeds (36 orders) | 0.050 | 0.000 | 3 |  |" in told
     promise = calibration.Promise("coverage", "x", 0.95, lambda _: False)
     assert not promise.kept(0.9) and promise.kept(0.945) and not calibration.Promise("false claims", "x", 0.05, lambda _: False).kept(0.07)
