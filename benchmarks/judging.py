@@ -15,6 +15,7 @@ import asyncio
 import csv
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -194,11 +195,12 @@ def length_control(rounds: int) -> None:
 
 def speed() -> None:
     """Print the time of 44 cells x 1,305 prompts x 1,000 bootstraps with length control, refitted in every one."""
-    rng, started, cpu = np.random.default_rng(0), time.perf_counter(), time.process_time()
-    for seed in range(44):
-        bootstrap(drawn(rng, 1305, orders=2), 1000, seed)
+    rng = np.random.default_rng(0)
+    cells, started, cpu = [drawn(rng, 1305, orders=2) for _ in range(44)], time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(2) as pool:  # NumPy leaves the interpreter's lock while it computes
+        list(pool.map(lambda seed: bootstrap(cells[seed], 1000, seed), range(44)))
     wall, used = time.perf_counter() - started, time.process_time() - cpu
-    print(f"\n44 cells x 1,305 prompts x 1,000 bootstraps with length control: {wall:.1f} s ({used:.1f} s of CPU)")
+    print(f"\n44 cells x 1,305 prompts x 1,000 bootstraps with length control: {wall:.1f} s on 2 threads ({used:.1f} s of CPU)")
 
 
 def transport(requests: int = 3000) -> None:
