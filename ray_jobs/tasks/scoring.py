@@ -18,7 +18,7 @@ from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.config import ConfigError
 from ray_jobs.job.device import gpus
 from ray_jobs.job.process import cache_folder
-from ray_jobs.job.runtime import Context
+from ray_jobs.job.runtime import Context, once
 from ray_jobs.tasks.corpus_rows import CorpusRows, derive_corpus
 from training.chat import conversations
 from training.ifd import ScorerConfig, difficulties
@@ -37,7 +37,7 @@ def score_artifact(context: Context, corpus: Artifact) -> Artifact | None:
     None where nothing scores them, or where `profile.scorer.min_score` made a corpus that has them in its own column.
     """
     config = context.experiment.profile.scorer
-    return None if config is None or config.min_score is not None else _scores_of(context, corpus, config)
+    return None if config is None or config.min_score is not None else _scores_of(context, corpus)
 
 
 def good_corpus(context: Context, corpus: Artifact) -> Artifact:
@@ -45,7 +45,7 @@ def good_corpus(context: Context, corpus: Artifact) -> Artifact:
     config = context.experiment.profile.scorer
     if config is None or config.min_score is None:
         return corpus
-    parents = [corpus.fingerprint, _scores_of(context, corpus, config).fingerprint]
+    parents = [corpus.fingerprint, _scores_of(context, corpus).fingerprint]
     name = fingerprint(stage="min-score", version=VERSION, config={"min_score": config.min_score}, parents=parents)
     return context.storage.artifact("corpus", name)
 
@@ -60,7 +60,7 @@ def derive_good(context: Context, corpus: Artifact) -> Artifact:
     if config is None or config.min_score is None or target.sealed:
         return target
     context.connect()
-    scores = _scores_of(context, corpus, config)
+    scores = _scores_of(context, corpus)
     if not scores.sealed:
         make_scores(context, corpus, scores, min(1, gpus(context)))
     values = scores.read(columns=["score"])["score"].to_numpy().astype(np.float64)
@@ -75,14 +75,18 @@ def derive_good(context: Context, corpus: Artifact) -> Artifact:
     return target
 
 
-def _scores_of(context: Context, corpus: Artifact, config: ScorerConfig) -> Artifact:
+@once
+def _scores_of(context: Context, corpus: Artifact) -> Artifact:
+    """Return the artifact of a corpus's scores, of an experiment with `profile.scorer`."""
+    config = context.experiment.profile.scorer
+    assert config is not None
     folder = resolve_model(context.experiment.model, cache_folder())
     name = fingerprint(
         stage="sample-scores",
         version=VERSION,
         config=_settings(config),
         packages=package_versions("torch", "transformers"),
-        parents=[corpus.fingerprint, model_digest(folder)],
+        parents=[corpus.fingerprint, model_digest(folder, cache_folder())],
     )
     return context.storage.artifact("profile", name)
 
