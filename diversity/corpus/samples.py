@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from diversity.corpus.excerpts import excerpt
-from diversity.corpus.rows import read_prompt, read_row
+from diversity.corpus.rows import plain_pair, read_prompt, read_row
 from diversity.corpus.turns import Unusable, plain_number
 
 Message = dict[str, Any]
@@ -77,6 +77,7 @@ class Rejection:
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
+_ROLES = {role: _quote(role) for role in ("system", "user", "assistant", "tool")}
 _as_it_is = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -110,10 +111,12 @@ def canonical_json(messages: Iterable[Mapping[str, Any]], tools: str | None = No
         UnicodeEncodeError: a text holds a lone surrogate.
     """
     spelled = ",".join(
-        f'{{"content":{_quote(message["content"])},"role":{_quote(message["role"])}}}'
-        if len(message) == 2 and "content" in message
-        else _encode(message)
-        for message in messages
+        [
+            f'{{"content":{_quote(message["content"])},"role":{_ROLES.get(message["role"]) or _quote(message["role"])}}}'
+            if len(message) == 2 and "content" in message
+            else _encode(message)
+            for message in messages
+        ]
     )
     return (f"[{spelled}]" if tools is None else f'{{"messages":[{spelled}],"tools":{_encode(json.loads(tools))}}}').encode()
 
@@ -175,6 +178,23 @@ def to_sample(row: Any, *, default_source: str, columns: Mapping[str, str] | Non
         default_source: the source of rows without a `source` column of their own.
         columns: a mapping as in `CorpusConfig.columns`; it goes before detection.
     """
+    if not columns and type(row) is dict and (pair := plain_pair(row)) is not None:
+        try:
+            return _plain_sample(default_source, *pair)
+        except UnicodeEncodeError:
+            pass  # told below
+    return _any_sample(row, default_source, columns)
+
+
+def _plain_sample(source: str, format: str, instruction: str, response: str) -> Sample:
+    """Return the sample of one exchange in texts; errors as `canonical_json`."""
+    source.encode("utf-8")
+    messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+    return Sample(sample_id(messages), source, instruction, response, messages, format)
+
+
+def _any_sample(row: Any, default_source: str, columns: Mapping[str, str] | None) -> Sample | Rejection:
+    """Return the sample of a row of whatever format, or why it holds none."""
     try:
         found = read_row(row, columns)
         tools = None if found.tools is None else _as_it_is(found.tools)

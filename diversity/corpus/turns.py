@@ -105,6 +105,10 @@ def _as_object(value: Any) -> Any:
 
 
 def _message(turn: Any, unknown: set[str] | None) -> Message:
+    if type(turn) is dict and len(turn) == 2 and type(content := turn.get("content", turn.get("value"))) is str:
+        role = turn.get("role", turn.get("from"))
+        if type(role) is str and (known := ROLES.get(role)) not in (None, CALL):
+            return {"role": known, "content": content}  # as most turns are
     given, turn = turn, decoded(turn) if isinstance(turn, str) else _as_object(turn)
     if not isinstance(turn, Mapping):
         raise Unusable(f"message is no object ({kind_of(given)})")

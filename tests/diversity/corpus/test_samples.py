@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,19 @@ from diversity.corpus.excerpts import excerpt
 from diversity.corpus.formats import FORMATS, KNOWN_COLUMNS
 from diversity.corpus.json_rows import Unreadable, parse_json
 from diversity.corpus.rows import detect_format
-from diversity.corpus.samples import SAMPLE_SCHEMA, Rejection, Sample, messages_of, sample_id, samples_table, stored, texts, to_sample
+from diversity.corpus.samples import (
+    SAMPLE_SCHEMA,
+    Rejection,
+    Sample,
+    _any_sample,
+    messages_of,
+    sample_id,
+    samples_table,
+    stored,
+    texts,
+    to_sample,
+)
+from diversity.corpus.turns import Unusable, read_turns
 
 ANY_TEXT = st.text(st.characters(blacklist_categories=()), max_size=40)
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY_TEXT, st.binary(max_size=10))
@@ -248,3 +261,33 @@ def test_real_bad_rows_are_survived(real_data) -> None:  # type: ignore[no-untyp
     assert all(isinstance(found, Rejection) for found in outcomes["file-not-utf8"] + outcomes["very-long(>20k chars)"])
     for kept in ("literal-backslash-n", "eos-token-text-in-completion", "html-entities", "junk-response"):
         assert any(isinstance(found, Sample) for found in outcomes[kept]), kept
+
+
+PAIRS = st.dictionaries(
+    st.sampled_from(["instruction", "input", "output", "response", "prompt", "completion", "source", "other"]),
+    st.sampled_from(["a", "é\ud800", "", " ", "NUL\x00", "two\n\nlines"]) | LEAVES,
+    max_size=4,
+)
+
+
+@given(PAIRS | HOSTILE_ROWS, st.sampled_from(["f.jsonl", "\ud800.jsonl"]))
+@settings(max_examples=400)
+def test_the_short_way_for_plain_pairs_gives_what_the_long_way_gives(row: Any, source: str) -> None:
+    short, long = to_sample(row, default_source=source), _any_sample(row, source, None)
+    assert short == long and type(short) is type(long)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["role", "from", "content", "value", "name"]), st.sampled_from(["user", "GPT", "function_call", "", None, 1])
+    )
+)
+@settings(max_examples=300)
+def test_the_short_way_for_plain_turns_gives_what_the_long_way_gives(turn: dict[str, Any]) -> None:
+    def read(given: Any) -> Any:
+        try:
+            return read_turns([given])
+        except Unusable as error:
+            return str(error)
+
+    assert read(turn) == read(MappingProxyType(turn)), "a mapping that is no dict goes the long way"
