@@ -1,6 +1,7 @@
 """Gather what an experiment has into results, effects and the report: `python -m ray_jobs.analyze CONFIG.yaml [key=value …]`.
 
-It needs no cluster and works at any stage of an experiment: with datasets alone, with some of the scores, with all of them.
+It needs no cluster and works at any stage of an experiment: with datasets alone, with some of the scores, with all of them. Without
+a configuration, `sft-diversity analyze FOLDER [--html FILE]` computes effects and page again from the tables that it sealed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,22 +19,23 @@ import pyarrow.parquet as pq
 
 from diversity.artifact import Artifact, ArtifactError, fingerprint, package_versions
 from diversity.cell import typing_parts
-from diversity.effects import Plan, effects_table, verdict
+from diversity.effects import Plan, verdict
 from diversity.effects.verdict import verdict_lines
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.report.comparisons import with_comparisons
 from ray_jobs.report.data import Curve, ReportData
+from ray_jobs.report.folder import ABOUT, TABLES, Analysis, curves_table
 from ray_jobs.report.gather import Gathered, gather, sample_pairs, type_lists
 from ray_jobs.report.judged import with_judgments
-from ray_jobs.report.page import cell_rows, linked, render
-from ray_jobs.report.prompts import PromptErrors
-from ray_jobs.report.score_plots import scores
+from ray_jobs.report.page import linked, render
+from ray_jobs.report.prompts import prompts_table
+from ray_jobs.report.text import told
+from ray_jobs.tasks import redraw
 from ray_jobs.tasks.planned import plan_of
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
-SHOWN_CELLS = 60
+VERSION = 4
 
 
 def plan(context: Context) -> Iterator[str]:
@@ -51,76 +54,56 @@ def run(context: Context) -> None:
     gathered = _gather(context)
     if not gathered.cells.num_rows:
         raise ArtifactError(f"no dataset of {context.experiment.experiment} is sealed; make them with: {context.command('build_datasets')}")
-    results, effects = _seal_results(context, gathered)
-    data = report_data(context, gathered, effects)
+    analysis = analysis_of(context, gathered)
+    results, effects = _seal_results(context, gathered, analysis)
+    data = analysis.report(effects, **_samples(context, gathered))
     report, page = _seal_report(context, results, data)
     context.index.add("results", None, results)
     context.index.add("report", None, report)
     folder = f"experiments/{context.experiment.experiment}"
     context.storage.write_bytes(f"{folder}/report/index.html", linked(page, "../../../").encode())
     context.storage.write_bytes(f"{folder}/cells.csv", _csv(_paths(context, gathered)))
-    print("\n".join(cells_text(data)))
-    if statements := verdict(effects):
-        print("\n" + "\n".join(verdict_lines(statements)))
+    print(told(data))
     print(f"\nreport: {context.storage.uri}/{folder}/report/index.html")
 
 
-def report_data(context: Context, gathered: Gathered, effects: pa.Table) -> ReportData:
-    """Return everything that the report shows."""
+def analysis_of(context: Context, gathered: Gathered) -> Analysis:
+    """Return everything that effects and figures come from."""
     experiment, entries = context.experiment, context.index.read()
     profiles = {typing: context.storage.at(path) for typing, path in entries.get("profile", {}).items() if typing in experiment.typings}
     manifests = {typing: artifact.manifest for typing, artifact in profiles.items() if artifact.sealed}
-    curves = []
-    for typing, manifest in manifests.items():
-        if typing_parts(typing)[1] == "micro":
-            df = profiles[typing].read("vocabulary", columns=["df"])["df"].to_numpy()
-            curves.append(Curve(typing, df, manifest["band"]))
-    return ReportData(
-        experiment=experiment.experiment,
-        note=experiment.report.note,
-        facts=_facts(context, entries),
-        typings=[_typing_row(typing, manifest) for typing, manifest in manifests.items()],
+    micro = [typing for typing in manifests if typing_parts(typing)[1] == "micro"]
+    vocabularies = {typing: profiles[typing].read("vocabulary", columns=["df"])["df"].to_numpy() for typing in micro}
+    curves = [Curve(typing, df, manifests[typing]["band"]) for typing, df in vocabularies.items()]
+    scored = len({run for run in gathered.results["run"].to_pylist() if run is not None})
+    return Analysis(
+        results=gathered.results,
         cells=gathered.cells,
         coverage=gathered.coverage,
         sources=gathered.sources,
-        results=gathered.results,
-        effects=effects,
-        planned=len(experiment.cells),
+        metrics=gathered.metrics,
         distinct=gathered.distinct,
-        curves=curves,
-        pairs=sample_pairs(context.storage, gathered.cells) if experiment.report.samples else [],
-        types=type_lists(context.storage, entries, experiment.typings) if experiment.report.samples else [],
-        regenerated=_regenerated(context, entries),
+        prompts=prompts_table(context.storage, entries, gathered.results),
+        curves=curves_table(curves),
+        about={
+            "experiment": experiment.experiment,
+            "note": experiment.report.note,
+            "facts": [list(fact) for fact in _facts(context, entries)],
+            "typings": [_typing_row(typing, manifest) for typing, manifest in manifests.items()],
+            "bands": {curve.typing: curve.band for curve in curves},
+            "planned": len(experiment.cells),
+            "regenerated": _regenerated(context, entries),
+            "plan": plan_of(context, scored).manifest(),
+        },
     )
 
 
-def cells_text(data: ReportData) -> list[str]:
-    """Return the lines of the final table: cell, k, coverage, length, score ± standard error; scored cells if there are any."""
-    found = scores(data.results)
-    label = found[0].label if found else "score"
-    rows = [_cell_text(row) for row in cell_rows(data)]
-    scored = [row for row in rows if row[-1]]
-    shown = (scored or rows)[:SHOWN_CELLS]
-    table = [["cell", "k", "coverage", "tokens a response", label], *shown]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))) for row in table
-    ]
-    if left := len(rows) - len(shown):
-        lines.append(f"and {left} further cells" + ("" if len(scored) > len(shown) else " without a score" if scored else ""))
-    return [line.rstrip() for line in lines]
-
-
-def _cell_text(row: list[Any]) -> list[str]:
-    cell, _, _, _, _, k, _, coverage, length, _, value, error, _ = row
-    spread = "" if error is None else f" ± {error:.2g}"
-    return [
-        cell,
-        "" if k is None else f"{k:,}",
-        "" if coverage is None else f"{coverage:.1%}",
-        "" if length is None else f"{length:.1f}",
-        "" if value is None else f"{value:.4g}{spread}",
-    ]
+def _samples(context: Context, gathered: Gathered) -> dict[str, Any]:
+    """Return what of the report holds texts; nothing where none may be shown."""
+    if not context.experiment.report.samples:
+        return {}
+    entries, typings = context.index.read(), context.experiment.typings
+    return {"pairs": sample_pairs(context.storage, gathered.cells), "types": type_lists(context.storage, entries, typings)}
 
 
 def _gather(context: Context) -> Gathered:
@@ -132,16 +115,15 @@ def _gather(context: Context) -> Gathered:
     return replace(gathered, results=results, parents=[*gathered.parents, *judged])
 
 
-def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Table]:
+def _seal_results(context: Context, gathered: Gathered, analysis: Analysis) -> tuple[Artifact, pa.Table]:
     """Return the artifact of results and effects, made now or sealed before, and the effects."""
-    plan = plan_of(context, len({run for run in gathered.results["run"].to_pylist() if run is not None}))
     name = fingerprint(
         stage="results",
         version=VERSION,
         config={
             "cells": gathered.cells["cell"].to_pylist(),
             "comparisons": [one.model_dump(mode="json") for one in context.experiment.evaluation.comparisons],
-            "plan": plan.manifest(),
+            "about": analysis.about,
         },
         packages=package_versions("numpy", "scipy"),
         parents=gathered.parents,
@@ -150,13 +132,13 @@ def _seal_results(context: Context, gathered: Gathered) -> tuple[Artifact, pa.Ta
     if artifact.sealed:
         logger.info("results are sealed already: %s", artifact.uri)
         return artifact, _read(artifact, "effects.parquet")
-    prompts = PromptErrors(context.storage, context.index.read(), gathered.results)
-    effects = effects_table(gathered.results, gathered.metrics, gathered.coverage, gathered.sources, plan=plan, prompt_error=prompts)
+    effects = analysis.effects()
     target = artifact.begin()
-    target.write(gathered.results, "results.parquet")
+    for table in TABLES:
+        target.write(getattr(analysis, table), f"{table}.parquet")
     target.write(effects, "effects.parquet")
-    target.write(gathered.metrics, "metrics.parquet")
-    target.write(gathered.distinct, "distinct.parquet")
+    with target.open_output(ABOUT) as stream:
+        stream.write(analysis.spelled())
     counts = {"cells": gathered.cells.num_rows, "rows": gathered.results.num_rows}
     target.seal({"experiment": context.experiment.experiment, **counts, "verdict": verdict_lines(verdict(effects))})
     return artifact, effects
@@ -260,4 +242,4 @@ def _read(artifact: Artifact, name: str) -> pa.Table:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("analyze"))
+    raise SystemExit(redraw.main() if redraw.asked(sys.argv[1:]) else main("analyze"))

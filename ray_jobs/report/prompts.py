@@ -15,30 +15,51 @@ import pyarrow.compute as pc
 
 from diversity.artifact import Storage
 from diversity.effects.schema import SCORE, Row
+from diversity.effects.scores import SAMPLE_SCORES_SCHEMA
 from training.evaluators import SampleFigures, mean_and_error
 from training.evaluators.likelihood_win_rate import places_of
 
 MEAN = 1e-6  # a score is the mean of its samples if it lies this near to it, relative to the largest sample
 
 
-class PromptErrors:
-    """Gives `diversity.effects.slopes.PromptError` for the primary score.
+def prompts_table(storage: Storage, entries: Mapping[str, Any], results: pa.Table) -> pa.Table:
+    """Return the primary scores of single samples, SAMPLE_SCORES_SCHEMA, of all runs that sealed them.
 
     Args:
         storage: where scores lie.
         entries: the index, as `Index.read` gives it.
         results: RESULTS_SCHEMA.
     """
+    wanted: dict[str, set[tuple[str, ...]]] = {}
+    for row in results.to_pylist():
+        path = entries.get("scores", {}).get(f"{row['cell']}_t{row['training_seed']}")
+        if row["primary"] and path is not None:
+            wanted.setdefault(path, set()).add(tuple(row[name] for name in SCORE))
+    found = [SAMPLE_SCORES_SCHEMA.empty_table()]
+    for path, scores in wanted.items():
+        artifact = storage.at(path)
+        table = artifact.read("samples") if artifact.parts("samples") else None
+        if table is not None and set(SAMPLE_SCORES_SCHEMA.names) <= set(table.column_names):
+            found += [_of_score(table, score).select(SAMPLE_SCORES_SCHEMA.names).cast(SAMPLE_SCORES_SCHEMA) for score in sorted(scores)]
+    return pa.concat_tables(found).combine_chunks()
 
-    def __init__(self, storage: Storage, entries: Mapping[str, Any], results: pa.Table) -> None:
-        self.storage = storage
-        self.paths: dict[str, str] = {}
-        self.values: dict[tuple[str, ...], float] = {}
-        for row in results.to_pylist():
-            key = f"{row['cell']}_t{row['training_seed']}"
-            if row["primary"] and key in entries.get("scores", {}):
-                self.paths[row["run"]] = entries["scores"][key]
-                self.values[(row["run"], *(row[name] for name in SCORE))] = row["value"]
+
+def _of_score(table: pa.Table, score: tuple[str, ...]) -> pa.Table:
+    masks = [pc.equal(table[name], value) for name, value in zip(SCORE, score, strict=True)]
+    return table.filter(pc.and_(pc.and_(masks[0], masks[1]), masks[2]))
+
+
+class PromptErrors:
+    """Gives `diversity.effects.slopes.PromptError` for the primary score.
+
+    Args:
+        results: RESULTS_SCHEMA.
+        prompts: `prompts_table` of them.
+    """
+
+    def __init__(self, results: pa.Table, prompts: pa.Table) -> None:
+        self.prompts = prompts
+        self.values = {(row["run"], *(row[name] for name in SCORE)): row["value"] for row in results.to_pylist() if row["primary"]}
         self.read: dict[tuple[str, ...], SampleFigures | None] = {}
 
     def __call__(self, head: Row, weights: Mapping[str, float]) -> tuple[float, int] | None:
@@ -68,14 +89,9 @@ class PromptErrors:
         return self.read[key]
 
     def _read(self, key: tuple[str, ...], score: tuple[str, ...]) -> SampleFigures | None:
-        artifact = self.storage.at(self.paths[key[0]]) if key[0] in self.paths else None
-        if artifact is None or not artifact.parts("samples"):
+        if key not in self.values:
             return None
-        table = artifact.read("samples")
-        if not {"group", "split", *SCORE} <= set(table.column_names):
-            return None
-        masks = [pc.equal(table[name], value) for name, value in zip(SCORE, score, strict=True)]
-        table = table.filter(pc.and_(pc.and_(masks[0], masks[1]), masks[2]))
+        table = _of_score(self.prompts.filter(pc.equal(self.prompts["run"], key[0])), score)
         values = table["value"].to_numpy().astype(np.float64)
         if not len(values) or not np.isfinite(values).all() or abs(values.mean() - self.values[key]) > MEAN * np.abs(values).max():
             return None

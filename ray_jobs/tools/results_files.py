@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from diversity.artifact import MANIFEST, ArtifactError, Storage
+from diversity.artifact import ArtifactError, Storage
 from diversity.config import ConfigError
 from diversity.effects.comparing import common_scores, of_score
 from diversity.effects.schema import SCORE, Row, scored_rows
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import absolute, inside_job
 from ray_jobs.report.distinct import distinct_lines
+from ray_jobs.report.folder import located
 
 FILE = "results.parquet"
 DISTINCT = "distinct.parquet"
@@ -32,7 +33,8 @@ def read_scored(target: str) -> tuple[str, list[Row]]:
         ArtifactError: nothing is sealed there, or no run has a score.
     """
     name, folder, file = _place(target)
-    storage, file = _located(folder, file)
+    storage, inside = located(folder)
+    file = f"{inside}{file}"
     if not storage.exists(file):
         raise ArtifactError(f"{target}: there is no {storage.uri}/{file}; make it with: python -m ray_jobs.analyze")
     filesystem, root = storage.filesystem()
@@ -45,21 +47,12 @@ def read_scored(target: str) -> tuple[str, list[Row]]:
 def overlap_lines(target: str) -> list[str]:
     """Return what the results say of different datasets and what they share, a line for each arm; none where they don't say it."""
     _, folder, _ = _place(target)
-    storage, file = _located(folder, DISTINCT)
+    storage, inside = located(folder)
+    file = f"{inside}{DISTINCT}"
     if not storage.exists(file):
         return []
     filesystem, root = storage.filesystem()
     return distinct_lines(pq.read_table(f"{root}/{file}", filesystem=filesystem))
-
-
-def _located(folder: str, file: str) -> tuple[Storage, str]:
-    """Return the storage and path in it of a file of a results folder, which is an artifact or just a folder."""
-    storage = Storage(folder)
-    if not storage.exists(MANIFEST):
-        return storage, file
-    root, kind, fingerprint = folder.rsplit("/", 2)
-    storage = Storage(root)
-    return storage, storage.artifact(kind, fingerprint).locate(file)
 
 
 def one_score(first: Sequence[Row], second: Sequence[Row], wanted: str | None) -> tuple[str, list[Row], list[Row]]:

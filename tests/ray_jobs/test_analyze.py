@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from diversity.effects import EFFECTS_SCHEMA, RESULTS_SCHEMA
 from ray_jobs import analyze
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context, main
+from ray_jobs.tasks import redraw
 from ray_jobs.tasks.planned import seal_plan
 from tests.ray_jobs import made_up
 
@@ -288,3 +290,28 @@ def test_standard_error_over_training_seeds():
     once, both = cell_rows(data)[0], cell_rows(twice)[0]
     assert both[9] == 2 and both[10] == pytest.approx(once[10] + 0.1)
     assert both[11] == pytest.approx(np.std([0, 0.2], ddof=1) / np.sqrt(2))
+
+
+def test_the_tables_alone_give_the_same_verdict_and_the_same_page(tmp_path, capsys):
+    context = context_of(tmp_path, FEW, samples="false")
+    index = build(context, {cell.name for cell in context.experiment.cells})
+    add_profile(context, "response-micro")
+    seal_plan(context, 0)
+    analyze.run(context)
+    told = capsys.readouterr().out.partition("\n\nreport: ")[0]
+    results, sealed = index.get("results"), index.get("report")
+    drawn = context.storage.read_bytes(sealed.locate("index.html")).decode()
+    copied, page = tmp_path / "copied", tmp_path / "page.html"
+    assert redraw.main([results.uri, "--save", str(copied)]) == 0
+    assert capsys.readouterr().out.rstrip() == told
+    shutil.rmtree(tmp_path / "runs")  # neither datasets nor scores are needed
+    assert redraw.main([str(copied), "--html", str(page)]) == 0
+    assert capsys.readouterr().out.startswith(told)
+    assert page.read_text("utf-8") == drawn
+
+
+def test_a_folder_without_tables_is_told(tmp_path, capsys):
+    assert redraw.main([str(tmp_path)]) == 1
+    assert "has no about.json: give <storage>/results/<fingerprint>" in capsys.readouterr().err
+    assert redraw.main(["results.parquet"]) == 1 and "the other tables lie beside it" in capsys.readouterr().err
+    assert redraw.asked(["runs/results/x"]) and not redraw.asked(["c.yaml"]) and not redraw.asked(["--help"]) and not redraw.asked([])

@@ -17,7 +17,7 @@ from diversity.effects.scores import SAMPLE_SCORES_SCHEMA
 from ray_jobs.report import score_plots
 from ray_jobs.report.distinct import distinct_lines, distinct_table
 from ray_jobs.report.dose import dose_panels, isotonic, length_beside, level_means
-from ray_jobs.report.prompts import PromptErrors
+from ray_jobs.report.prompts import PromptErrors, prompts_table
 from tests.diversity.effects.results import result, table
 from tests.ray_jobs import made_up
 
@@ -114,7 +114,7 @@ def test_errors_over_prompts_are_those_of_the_weighted_sum(sealed):
     from training.evaluators import mean_and_error
 
     storage, entries, rows, values = sealed
-    errors = PromptErrors(storage, entries, table(rows))
+    errors = PromptErrors(table(rows), prompts_table(storage, entries, table(rows)))
     weights = {"run 0": -1.0, "run 1": 0.0, "run 2": 0.5, "run 3": 0.5}
     total = sum(weight * values[run] for run, weight in weights.items())
     assert errors(rows[0], weights) == (pytest.approx(mean_and_error(total, np.arange(30) // 2)[1]), 15)
@@ -125,4 +125,4 @@ def test_errors_over_prompts_are_those_of_the_weighted_sum(sealed):
 def test_a_score_that_is_no_mean_of_samples_has_no_such_error(sealed):
     storage, entries, rows, _ = sealed
     other = [{**row, "value": row["value"] + 1} for row in rows]
-    assert PromptErrors(storage, entries, table(other))(rows[0], {"run 0": 1.0}) is None
+    assert PromptErrors(table(other), prompts_table(storage, entries, table(other)))(rows[0], {"run 0": 1.0}) is None

@@ -1,0 +1,48 @@
+"""An analysis once more, from its own tables: `sft-diversity analyze FOLDER [--html FILE] [--save FOLDER]`.
+
+FOLDER is `<storage>/results/<fingerprint>`, which `analyze CONFIG.yaml` sealed, or a copy of its files. Effects are computed anew, the
+verdict is printed, and the page is written: the same one, but for what holds texts of samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from diversity.config import UserError
+from ray_jobs.job.runtime import absolute, tool
+from ray_jobs.report.folder import read
+from ray_jobs.report.page import render
+from ray_jobs.report.text import told
+
+
+def asked(argv: Sequence[str]) -> bool:
+    """Return whether a command line of `analyze` names a folder of tables rather than a configuration."""
+    return bool(argv) and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="sft-diversity analyze", description="Compute an analysis again, from its own tables.")
+    parser.add_argument("folder", help="<storage>/results/<fingerprint>, or a copy of its files")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="copy the tables: all that is needed to do this again")
+    return parser.parse_args(argv)
+
+
+@tool("analyze")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the verdict, write what is asked for, and return the exit code."""
+    given = arguments(argv)
+    if given.folder.endswith(".parquet"):
+        raise UserError(f"give the folder of {given.folder}: the other tables lie beside it")
+    analysis = read(absolute(given.folder.rstrip("/")))
+    data = analysis.report(analysis.effects())
+    print(told(data))
+    if given.save:
+        analysis.save(given.save)
+    if given.html:
+        given.html.write_text(render(data), "utf-8")
+        print(f"\npage: {given.html}")
+    return 0
