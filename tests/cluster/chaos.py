@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 from tests.cluster.conftest import lines
-from tests.cluster.faults import IN_DATA, IN_SWEEP, NEED_MOUNT, Ground, Machine, Outcome, mounted
+from tests.cluster.faults import IN_DATA, IN_SWEEP, NEED_MOUNT
+from tests.cluster.ground import Ground, Outcome, mounted
+from tests.cluster.machine import Machine
 
 LONGEST_DELAY_S = {"ingest": 2.0, "profile": 6.0, "build": 4.0, "sweep": 15.0}
 

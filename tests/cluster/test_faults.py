@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.faults import FAULTS, NEED_MOUNT, Ground, Machine, Outcome, mounted, processes
+from tests.cluster.faults import FAULTS, NEED_MOUNT
+from tests.cluster.ground import Ground, mounted
+from tests.cluster.machine import Machine, processes
 from tests.ray_jobs.heads import ROOT
 
 MOMENTS = {"worker": "profile", "read-only storage": "build", "full storage": "profile"}  # the others: in training, after a checkpoint
@@ -33,9 +35,6 @@ def ground(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ground
     laid = Ground.lay(tmp_path_factory.mktemp("ground"))
     laid.baseline(machine)
     return laid
-
-
-OUTCOMES: list[Outcome] = []
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -207,3 +207,30 @@ def test_without_any_capacity_the_job_says_so(cloud: Cloud, work: dict[str, Path
     assert on_demand and done.returncode == 3
     assert re.search(r"at its largest it would have .*2 x gpu_worker of 1 CPUs, 1 GPUs", said)
     assert cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE) >= 0
+
+
+def test_every_panel_of_the_dashboard_is_in_a_scrape(cloud: Cloud, work: dict[str, Path], table: Any) -> None:
+    """A pipeline from nothing, killed in training and sent again, shows all that there is to show on the nodes' metrics ports."""
+    storage, began = work["folder"] / "watched", time.time()
+    more = ["stages=[ingest, heldout, profile_corpus, build_datasets, sweep]", "sft.checkpoint_every=20"]
+    command = stage("pipeline", work, storage, *more, steps=120)
+    environment = {**cloud.head.environment, "RAY_ADDRESS": cloud.head.address}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: tiny.checkpoints(storage) or process.poll() is not None, 600 * PATIENCE, "a checkpoint")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(10)
+    done = cloud.head.run(*command, timeout=900 * PATIENCE, RAY_ADDRESS=cloud.head.address)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = {name for sample in cloud.samples if sample["t"] > began for name in sample.get("metrics", ())}
+    board = json.loads((ROOT / "cluster" / "grafana.json").read_text("utf-8"))
+    rows = [
+        {"panel": panel["title"], "expr": target["expr"], "in a scrape": set(re.findall(r"\bray_\w+", target["expr"])) <= seen}
+        for panel in board["panels"]
+        for target in panel["targets"]
+    ]
+    table("dashboard", rows)
+    assert all(row["in a scrape"] for row in rows), sorted(name for name in seen if "sft" in name)
+    assert cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE) >= 0

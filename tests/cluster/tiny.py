@@ -8,6 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from diversity.artifact import Storage
@@ -59,7 +60,7 @@ def make_corpus(folder: Path, files: int = 8, rows: int = 40) -> Path:
     return folder
 
 
-def experiment(storage: Path, corpus: Path, model: Path, *, steps: int = 6, world_size: int = 2) -> list[str]:
+def experiment(storage: Path | str, corpus: Path, model: Path, *, steps: int = 6, world_size: int = 2) -> list[str]:
     """Return the arguments of a stage: one dialled strategy at two levels beside a random one, of which two datasets are trained on."""
     return [
         "experiment=tiny",
@@ -75,7 +76,7 @@ def experiment(storage: Path, corpus: Path, model: Path, *, steps: int = 6, worl
     ]
 
 
-def data_hash(storage: Path) -> str:
+def data_hash(storage: Path | str) -> str:
     """Return a digest of every dataset's content, by its name in the index: what any cluster and any fault must leave the same."""
     opened = Storage(str(storage))
     entries = Index(opened, "tiny").read()
@@ -83,12 +84,21 @@ def data_hash(storage: Path) -> str:
     return hashlib.blake2b(json.dumps(contents, sort_keys=True).encode(), digest_size=8).hexdigest() if contents else "none"
 
 
-def losses(storage: Path) -> dict[str, list[float]]:
+def losses(storage: Path | str) -> dict[str, list[float]]:
     """Return the losses of every sealed run, to 5 decimals."""
     opened = Storage(str(storage))
+    filesystem, root = opened.filesystem()
     found = {}
     for name, path in Index(opened, "tiny").read().get("runs", {}).items():
-        (curve,) = (storage / path).rglob("train.parquet")
-        rows = pq.read_table(curve)
+        files = filesystem.get_file_info(pafs.FileSelector(f"{root}/{path}", recursive=True))
+        (curve,) = [file.path for file in files if file.base_name == "train.parquet"]
+        rows = pq.read_table(curve, filesystem=filesystem)
         found[name] = [round(loss, 5) for loss in rows.column("loss").to_pylist()]
     return found
+
+
+def checkpoints(storage: Path | str) -> list[str]:
+    """Return the names of the checkpoints of runs that aren't sealed yet."""
+    opened = Storage(str(storage))
+    runs = [run.base_name for run in opened.list("train") if run.type == pafs.FileType.Directory]
+    return [found.base_name for run in runs for found in opened.list(f"train/{run}") if found.base_name.startswith("checkpoint_")]
