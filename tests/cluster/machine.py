@@ -6,9 +6,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -25,17 +25,17 @@ class Machine:
     head: Head
     nodes: list[int]
     stack: ExitStack
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, nodes: int = 2) -> Machine:
+    def start(cls, nodes: int = 2, variables: Mapping[str, str] | None = None) -> Machine:
         """Start head and nodes; a start that failed on a busy machine is tried once more."""
+        environment = {**KEEPALIVE, "OMP_NUM_THREADS": "1", **(variables or {})}
         for attempt in range(2):
             stack = ExitStack()
             try:
-                head = stack.enter_context(
-                    running_head(["--num-cpus", "1", "--resources", '{"driver": 1}'], {**KEEPALIVE, "OMP_NUM_THREADS": "1"})
-                )
-                return cls(head, [stack.enter_context(joined_node(head, ["--num-cpus", "2"])) for _ in range(nodes)], stack)
+                head = stack.enter_context(running_head(["--num-cpus", "1", "--resources", '{"driver": 1}'], environment))
+                return cls(head, [stack.enter_context(joined_node(head, ["--num-cpus", "2"])) for _ in range(nodes)], stack, environment)
             except (RuntimeError, TimeoutError):
                 stack.close()
                 if attempt:
@@ -46,7 +46,7 @@ class Machine:
         """Have a whole cluster again: a new one if the head is gone, else nodes for those that are gone."""
         if not any(b"gcs_server" in line for line in self.commands(self.head.session)):
             self.stack.close()
-            new = Machine.start(len(self.nodes))
+            new = Machine.start(len(self.nodes), self.variables)
             self.head, self.nodes, self.stack = new.head, new.nodes, new.stack
             return
         for place, node in enumerate(self.nodes):

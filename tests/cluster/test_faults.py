@@ -1,11 +1,10 @@
-"""Every fault on one real cluster of three raylets; a cut network; and that no secret is anywhere afterwards."""
+"""Every fault on one real cluster of three raylets, and a cut network."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pytest
 
 from tests.cluster.faults import FAULTS, NEED_MOUNT
 from tests.cluster.ground import Ground, mounted
-from tests.cluster.machine import Machine, processes
+from tests.cluster.machine import Machine
 from tests.ray_jobs.heads import ROOT
 
 MOMENTS = {"worker": "profile", "read-only storage": "build", "full storage": "profile"}  # the others: in training, after a checkpoint
-LARGEST_MB = 2
 
 
 @pytest.fixture(scope="module")
@@ -53,49 +51,6 @@ def test_nothing_is_lost(machine: Machine, ground: Ground, table: Any, fault: st
         logs = "".join(path.read_text() for path in ground.folder.glob("drain-notice*.log"))
         assert "saving a checkpoint" in logs and outcome.starts == 1
 
-
-def test_no_secret_is_anywhere(machine: Machine, ground: Ground, table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys in a driver's environment, and the token, are in no log, argument, runtime environment or metric."""
-    token = (machine.head.folder / "token").read_text()
-    keys = {
-        "AWS_SECRET_ACCESS_KEY": "planted-secret-012345",
-        "HF_TOKEN": "hf_planted012345",
-        "OPENAI_API_KEY": "sk-planted012345",
-    }
-    machine.head.environment |= keys
-    trial = ground.trial("secrets")
-    trial.start(machine)
-    while not trial.reached("sweep") and trial.process and trial.process.poll() is None:
-        arguments = "\n".join(" ".join(one.cmdline()) for one in processes(machine.head.session) + processes(machine.nodes[0]))
-    told = machine.head.run(sys.executable, "-c", TOLD, timeout=120, RAY_ADDRESS=machine.head.address)
-    assert trial.end(600) == 0 and told.returncode == 0, told.stderr
-    places = {"arguments": arguments, "metrics and jobs": told.stdout, "the driver's log": trial.log.read_text()}
-    for name, folder in (("Ray's logs", machine.head.folder / "ray"), ("the storage", trial.storage)):
-        files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < LARGEST_MB * 2**20]
-        places[f"{name} ({len(files)} files)"] = "\n".join(path.read_bytes().decode("utf-8", "replace") for path in files)
-    rows = [{"place": name, "token": token in text, **{key: value in text for key, value in keys.items()}} for name, text in places.items()]
-    table("secrets (True: found)", rows)
-    assert not [row for row in rows if True in row.values()]
-    open_door = "import ray; ray.init(logging_level='ERROR')"
-    refused = machine.head.run(
-        sys.executable, "-c", open_door, timeout=120, RAY_ADDRESS=machine.head.address, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH=None
-    )
-    assert refused.returncode != 0 and re.search("uthenticat|token", refused.stderr), refused.stderr[-500:]
-
-
-TOLD = """
-import ray
-from tests.cluster.watch import scrape
-from ray.job_submission import JobSubmissionClient
-ray.init(logging_level="ERROR", log_to_driver=False)
-import urllib.request
-for node in ray.nodes():
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    if node["Alive"]:
-        print(urllib.request.urlopen(address, timeout=20).read().decode())
-from ray._private.worker import global_worker
-print(global_worker.gcs_client.get_all_job_info())
-"""
 
 CUT = """
 import ray, sys, time
