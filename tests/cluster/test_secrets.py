@@ -138,6 +138,5 @@ def test_jobs_api_and_control_store_refuse_without_the_token(machine: Machine, t
     rows.append({"door": "control store, a driver"} | {name: joined(machine, *given) for name, given in drivers.items()})
     table("doors", rows)
     assert [row["the right one"] for row in rows] == [200, 200, 200, "let in"]
-    assert all(row["without a token"] in (401, 403, "refused") and row["a wrong one"] in (401, 403, "refused") for row in rows), json.dumps(
-        rows
-    )
+    refused = {401, 403, "refused"}
+    assert all({row["without a token"], row["a wrong one"]} <= refused for row in rows), rows
