@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from tests.ray_jobs.heads import Head, joined_node, running_head
+from tests.ray_jobs.heads import ALONE, Head, joined_node, running_head
 
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "10000"}
 RANK, TASK = re.compile(r"^ray::.*TrainWorker"), re.compile(r"^ray::(?!IDLE|.*TrainWorker|.*Controller|.*Actor)")
@@ -30,7 +30,7 @@ class Machine:
     @classmethod
     def start(cls, nodes: int = 2, variables: Mapping[str, str] | None = None) -> Machine:
         """Start head and nodes; a start that failed on a busy machine is tried once more."""
-        environment = {**KEEPALIVE, "OMP_NUM_THREADS": "1", **(variables or {})}
+        environment = {**KEEPALIVE, **ALONE, "OMP_NUM_THREADS": "1", **(variables or {})}
         for attempt in range(2):
             stack = ExitStack()
             try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tests.ray_jobs.heads import ROOT, Head, free_ports, running_head
+from tests.ray_jobs.heads import ALONE, ROOT, Head, free_ports, running_head
 
 HEAD_ID = "f" * 51 + "00000"  # as Ray's fake provider expects the head's own
 SPOT = {"InstanceType": "made-up", "InstanceMarketOptions": {"MarketType": "spot"}}
@@ -139,7 +139,7 @@ def scaling_head(folder: Path, kinds: Mapping[str, Mapping[str, Any]], idle_s: f
         "--autoscaling-config",
         str(folder / "ray_bootstrap_config.yaml"),
     ]
-    variables = {
+    variables = ALONE | {
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",

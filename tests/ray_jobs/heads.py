@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = Path(sys.executable).parent
 RAY = BINARIES / "ray"
+# A node that is one of several on a machine must not kill its work for the memory that something else takes.
+ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
 INHERITED = ("RAY_", "PYTEST_")  # an address, a token or an authentication mode of the machine must not reach the head
 
 
