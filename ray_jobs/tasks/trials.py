@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,16 +134,24 @@ def wait_for_one(demand: Demand, wait_s: float) -> None:
 
 
 def _has(demand: Demand) -> bool:
-    """Return whether some placement of driver and ranks on today's nodes exists: the largest shares first, each where most is left."""
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    for bundle in sorted(demand.bundles, key=lambda bundle: -bundle["CPU"]):
-        fitting = [node for node in nodes if all(node.get(name, 0) + 1e-6 >= amount for name, amount in bundle.items())]
-        if not fitting:
-            return False
-        node = max(fitting, key=lambda node: node["CPU"])
-        for name, amount in bundle.items():
-            node[name] -= amount
-    return True
+    return fits(demand, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def fits(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether nodes of these resources hold a run's driver and ranks at once. Ranks are alike, so each node takes what it can."""
+    driver, ranks = demand.bundles[0], [_room(node, demand.rank) for node in nodes]
+    return any(
+        _room(node, driver) and sum(ranks) - ranks[place] + _room(_less(node, driver), demand.rank) >= demand.ranks
+        for place, node in enumerate(nodes)
+    )
+
+
+def _room(node: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    return min((int((node.get(name, 0) + 1e-6) // amount) for name, amount in bundle.items() if amount > 0), default=sys.maxsize)
+
+
+def _less(node: Mapping[str, float], bundle: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount - bundle.get(name, 0) for name, amount in node.items()}
 
 
 def _could_have() -> str:

@@ -15,7 +15,7 @@ import psutil
 from tests.ray_jobs.heads import ALONE, Head, joined_node, running_head
 
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "10000"}
-RANK, TASK = re.compile(r"^ray::.*TrainWorker"), re.compile(r"^ray::(?!IDLE|.*TrainWorker|.*Controller|.*Actor)")
+RANK, TASK = re.compile(r"^ray::.*TrainWorker"), re.compile(r"^ray::(?!IDLE|_|.*(TrainWorker|Controller|Act|Agent))")
 
 
 @dataclass
