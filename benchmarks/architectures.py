@@ -89,6 +89,8 @@ def tiny_config(name: str) -> Any:
 
     config = AutoConfig.for_model(name)
     text = config.get_text_config(decoder=True)
+    if not any(value is text for value in vars(config).values()):  # of an encoder and a decoder it is a copy
+        text = config
     kind = type(text)
     known = [key for key in SMALL if _settable(kind, key) and getattr(text, key, None) is not None]
     values = {key: SMALL[key] for key in known} | TOKENS
@@ -158,9 +160,9 @@ def judged(model: Any, place: Path) -> dict[str, Any]:
     import torch
 
     from diversity.config import UserError
-    from training.checkpoint import lasting, write_model
     from training.config import SftConfig
     from training.engine import load_model, shape_of
+    from training.export import dry_export, lasting, write_model
     from training.probe import settle
 
     try:
@@ -169,6 +171,7 @@ def judged(model: Any, place: Path) -> dict[str, Any]:
         shape_of(place / "source", sft)
         loaded = load_model(place / "source", sft, "fp32", seed=0)
         verdict = settle(loaded, torch.device("cpu"))
+        dry_export(loaded, place / "source", sft)
     except UserError as error:
         return {"verdict": "refused", "note": _line(error)}
     found = {"verdict": verdict.rows, "attention": verdict.attention, "note": "; ".join(verdict.why)}
@@ -262,7 +265,7 @@ def _load_once() -> None:
     """Import what every process needs, before they are forked."""
     import transformers
 
-    import training.checkpoint
+    import training.export
     import training.probe  # noqa: F401
 
     transformers.utils.logging.set_verbosity_error()

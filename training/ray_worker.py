@@ -147,8 +147,9 @@ def remove_weights(model: Artifact) -> None:
 
 def _train(task: Task, figures: dict[str, Any]) -> Any:
     """Train and seal the model; return what `fine_tune` returned."""
-    from training.checkpoint import export, load_from_other_ranks, load_state
+    from training.checkpoint import load_from_other_ranks, load_state, newest_whole
     from training.engine import free_memory
+    from training.export import export
     from training.sft import Job, fine_tune
 
     context = ray.train.get_context()
@@ -156,20 +157,19 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     samples = dataset.read(task.dataset, ["sample_id", "messages", "tools"])
     job = Job(base, samples, task.sft, task.training_seed, task.device)
 
-    own = ray.train.get_checkpoint()
-    other = _begun_on_other_ranks(task) if own is None else None
+    own = _checkpoints(task, task.folder)
+    other = [] if own else _checkpoints(task, task.begun)
 
     def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
-        if (own or other) is not None and context.get_world_rank() == 0:
-            counter("resumptions").inc(1, {"device": task.device})
-        if own is not None:
-            with own.as_directory() as folder:
-                return load_state(engine, Path(folder), task.run)
-        if other is None:
-            return 0, []
-        universal = Path(tempfile.gettempdir()) / f"sft-diversity-universal-{task.run}"
-        with other.as_directory() as folder:
-            return load_from_other_ranks(engine, Path(folder), universal, context.get_local_rank() == 0, lambda ranks: str(task.begun))
+        with newest_whole((one.path, one.as_directory()) for one in own or other) as folder:
+            if folder is None:
+                return 0, []
+            if context.get_world_rank() == 0:
+                counter("resumptions").inc(1, {"device": task.device})
+            if own:
+                return load_state(engine, folder, task.run)
+            universal = Path(tempfile.gettempdir()) / f"sft-diversity-universal-{task.run}"
+            return load_from_other_ranks(engine, folder, universal, context.get_local_rank() == 0, lambda ranks: str(task.begun))
 
     memory = free_memory(task.device, context.get_local_world_size())
     with _curve(task) as track:
@@ -179,7 +179,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
             checkpoint=_reporter(task),
             memory=memory,
             track=track,
-            universal=other is not None,
+            universal=bool(other),
             leaving=Notice(task.device),
         )
     leads = context.get_world_rank() == 0
@@ -208,15 +208,13 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     return trained
 
 
-def _begun_on_other_ranks(task: Task) -> ray.train.Checkpoint | None:
-    """Return the newest checkpoint of the run that this one goes on from, if that one has left any."""
-    if task.begun is None:
-        return None
-    path = f"train/{task.begun}"
-    if not task.model.storage.exists(f"{path}/checkpoint_manager_snapshot.json"):
-        return None
+def _checkpoints(task: Task, name: str | None) -> list[ray.train.Checkpoint]:
+    """Return the checkpoints that a run has left in Ray Train's folder of that name, the newest first."""
+    if name is None or not task.model.storage.exists(f"train/{name}/checkpoint_manager_snapshot.json"):
+        return []
     filesystem, root = task.model.storage.filesystem()
-    return ray.train.Result.from_path(f"{root}/{path}", filesystem).checkpoint
+    kept = ray.train.Result.from_path(f"{root}/train/{name}", filesystem).best_checkpoints or []
+    return [one for one, figures in sorted(kept, key=lambda pair: -pair[1]["step"])]
 
 
 @contextmanager

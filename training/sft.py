@@ -32,10 +32,11 @@ import yaml
 from diversity.artifact import digest
 from diversity.config import ConfigError, UserError, parse
 from training.chat import ChatFormat
-from training.checkpoint import CheckpointFolder, export, load_other_world
+from training.checkpoint import CheckpointFolder, load_other_world
 from training.config import SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
 from training.engine import build_engine, check_offload, free_memory, load_model, prepare_process, process_group, shape_of
+from training.export import dry_export, export
 from training.flops import matmul_ceiling, step_flops, wait_for
 from training.hardware import has_fast_bf16
 from training.memory import let_optimizer_go
@@ -114,6 +115,7 @@ def fine_tune(
     Raises:
         NonFiniteLoss: a step's loss is no number.
         DoesNotFit: the run's estimate exceeds `memory`; no weight has been read by then.
+        ExportError: the trained model could not be exported; no step has been taken by then.
     """
     job = replace(job, sft=job.sft.resolved(job.device))
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
@@ -142,6 +144,7 @@ def fine_tune(
         data = data.one_sample_a_row(world_size)
     if rank == 0 and verdict.rows != "bounds":
         logger.warning("%s", verdict.told())
+    dry_export(engine.module.model, job.model, job.sft)
     clock.lap("probe_s")
     done, rows = resume(engine) if resume else (0, [])
     clock.lap("resume_s")

@@ -23,6 +23,7 @@ from diversity.corpus.samples import SAMPLE_SCHEMA
 from diversity.typings.incidence import Incidence
 
 DATASET_SCHEMA = SAMPLE_SCHEMA.append(pa.field("chosen_for", pa.int32()))
+MAY_LACK = ("tools", "score")  # of DATASET_SCHEMA: columns that files of an earlier kind have not
 PICKS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row", pa.int64()), ("chosen_for", pa.int32())])
 
 
@@ -124,11 +125,22 @@ def through_to(corpus: Artifact, picks: pa.Table, columns: Sequence[str] | None 
 
 
 def read(dataset: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a sealed dataset, with texts or of picks alone; `columns` are of DATASET_SCHEMA, all by default."""
+    """Return the rows of a sealed dataset, with texts or of picks alone; `columns` are of DATASET_SCHEMA, all that it has by default.
+
+    Of `MAY_LACK`, what its files have no column for is null.
+    """
     manifest = dataset.manifest
-    if manifest.get("materialised", True):
-        return dataset.read(columns=columns)
-    return through_to(dataset.storage.at(manifest["made_from"]["corpus"]), dataset.read(), columns)
+    if not manifest.get("materialised", True):
+        return through_to(dataset.storage.at(manifest["made_from"]["corpus"]), dataset.read(), columns)
+    lacking: list[str] = []
+    if set(MAY_LACK) & set(columns or ()) and (parts := dataset.parts()):
+        known = pq.read_schema(parts[0], filesystem=dataset.storage.filesystem()[0]).names
+        lacking = [name for name in columns or () if name in MAY_LACK and name not in known]
+    table = dataset.read(columns=[name for name in columns if name not in lacking] if columns is not None else None)
+    for name in lacking:
+        field = DATASET_SCHEMA.field(name)
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(columns) if lacking and columns is not None else table
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

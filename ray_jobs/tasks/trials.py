@@ -170,7 +170,7 @@ def _shown(resources: Mapping[str, float]) -> str:
 
 def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, storage: Storage) -> None:
     """Drive one run: the function that a trial calls. Its ranks are Ray Train's, and resume by the run's name."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     task = tasks[config["run"]["run"]]
@@ -185,6 +185,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
         run_config=RunConfig(  # type: ignore[call-arg]  # the annotations are those of Train's first version
             name=task.folder,
             **_place(storage, "train"),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),  # the second is for the day the first turns out broken
             failure_config=FailureConfig(max_failures=task.sft.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

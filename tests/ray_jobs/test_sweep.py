@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(start: int, count: int) -> pa.Table:
+    """Return samples as files of an earlier kind have them: without a column `tools`."""
     rows = []
     for i in range(start, start + count):
         messages = [
@@ -73,8 +77,7 @@ def samples(start: int, count: int) -> pa.Table:
             {"role": "assistant", "content": f"After {i} comes {i + 1}, and then {i + 2}, as everybody knows who counts that far."},
         ]
         rows.append({"sample_id": sample_id(messages), "messages": messages})
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
-    return table.append_column("tools", pa.nulls(len(rows), pa.large_string()))
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["sample_id"]))
 
 
 def sealed(artifact: Artifact, table: pa.Table, **manifest: Any) -> Artifact:
@@ -196,6 +199,26 @@ def test_a_run_that_would_miss_vllm_ends_before_it_trains(context: Context, ray_
     assert not any((Path(one.task.model.storage.uri) / one.task.model.path).exists() for one in sweep.runs(asking))
 
 
+def test_a_run_that_can_not_fit_is_told_once_and_not_tried_again(context: Context) -> None:
+    """What ranks return is no failure to Ray Train; raised, it would start them again. In Ray Train's local mode, in a new process."""
+    values = context.experiment.model_dump(mode="json")
+    values["sft"] |= {"max_length": 2**20, "row_tokens": 2**34}
+    (one, *_) = sweep.runs(Context(Experiment.model_validate(values), context.config_path))
+    program = f"""
+import pickle
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from training.ray_worker import train_loop
+task = pickle.loads({pickle.dumps(one.task)!r})
+from training.engine import process_group
+with process_group("cpu"):
+    print(TorchTrainer(train_loop, train_loop_config={{"task": task}}, scaling_config=ScalingConfig(num_workers=0)).fit().return_value)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.startswith("{'error': 'this run does not fit: "), done.stderr[-2000:]
+    assert "GiB are kept back" in done.stdout and not one.task.model.sealed
+
+
 def test_a_killed_rank_goes_on_from_its_checkpoint_with_the_same_curve(context: Context, ray_local: None) -> None:
     from tests.training.ranks import alone
     from training.sft import Job, fine_tune
@@ -225,7 +248,7 @@ def test_a_killed_rank_goes_on_from_its_checkpoint_with_the_same_curve(context: 
 
 
 def test_a_run_goes_on_where_another_number_of_ranks_stopped(context: Context, ray_local: None) -> None:
-    """Two ranks are killed after a checkpoint, and one rank, told so, ends what they began."""
+    """Two ranks are killed after two checkpoints, the newest loses its end, and one rank, told so, ends what they began from the other."""
     import torch
 
     from tests.training.ranks import alone
@@ -252,15 +275,18 @@ def test_a_run_goes_on_where_another_number_of_ranks_stopped(context: Context, r
 
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(sweep.run, two)
-        wait_for(lambda: work.done() or published(), 240, "a checkpoint")
+        wait_for(lambda: work.done() or len(published()) > 1, 240, "two checkpoints")
         assert not work.done(), "the run ended before its ranks were killed"
         for child in psutil.Process().children(recursive=True):
             if "TrainWorker" in " ".join(child.cmdline()):
                 child.kill()
         with pytest.raises(UserError, match="1 of 1 runs failed"):
             work.result()
-    newest = published()[-1]
-    state = folder / newest["checkpoint_dir_name"] / STATE / "mp_rank_00_model_states.pt"
+    before, newest = (folder / one["checkpoint_dir_name"] / STATE for one in published())
+    assert len(list(folder.glob("checkpoint_*"))) == 2, "two are kept"
+    cut = next(newest.glob("*optim_states.pt"))
+    cut.write_bytes(cut.read_bytes()[:100])
+    state = before / "mp_rank_00_model_states.pt"
     taken = torch.load(state, map_location="cpu", weights_only=False)["rows"]
     assert not begun.task.model.sealed and 0 < len(taken) < 60
     sweep.run(one)

@@ -44,7 +44,7 @@ def train(
 
     With checkpoints, resume by them; or by those of another number of ranks, which count as the same run.
     """
-    from training import checkpoint
+    from training import checkpoint, export
     from training.config import SftConfig
     from training.sft import Job, fine_tune
 
@@ -57,8 +57,8 @@ def train(
     else:
         trained = fine_tune(job, resume=folder.resume if folder else None, checkpoint=folder.save if folder else None)
     if out:
-        checkpoint.export(trained.engine, model, out, job.sft)
-    weights = checkpoint.consolidate(trained.engine)
+        export.export(trained.engine, model, out, job.sft)
+    weights = export.consolidate(trained.engine)
     return {
         "losses": trained.rows["loss"].to_pylist(),
         "rows": trained.rows.drop_columns("seconds").to_pylist(),

@@ -65,7 +65,7 @@ def test_the_export_opens_with_equal_logits(tiny_folder: Path, tmp_path: Path, l
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from training.checkpoint import export
+    from training.export import export
     from training.sft import Job, fine_tune
 
     config = SftConfig(**SFT, lora=lora)

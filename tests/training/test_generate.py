@@ -19,7 +19,19 @@ from tests.training.test_nll import heldout_table
 from training.chat import ChatEncoder
 from training.evaluators import EvaluationConfig, Subject, evaluate
 from training.evaluators import generate as module
-from training.evaluators.generate import Answer, GenerateConfig, answer_of, asked, batches, distinct, figures, open_engine, prompts
+from training.evaluators.generate import (
+    Answer,
+    GenerateConfig,
+    affordable_tokens,
+    answer_of,
+    asked,
+    batches,
+    distinct,
+    figures,
+    kv_bytes,
+    open_engine,
+    prompts,
+)
 
 NEW = 6
 
@@ -119,6 +131,24 @@ def test_ranks_share_the_batches(subject: Subject, monkeypatch: pytest.MonkeyPat
     assert sorted(place for part in parts for place in part) == list(range(len(asking))) and all(parts)
     joined = {place: answer for part in parts for place, answer in part.items()}
     assert [joined[i].ids.tolist() for i in range(len(asking))] == [answer.ids.tolist() for answer in alone]
+
+
+def test_keys_and_values_are_counted_as_the_cache_holds_them(tiny_model: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        cache = tiny_model(torch.arange(3, 20)[None], use_cache=True).past_key_values
+    held = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
+    assert held == 17 * kv_bytes(tiny_model.config, 4) and kv_bytes(tiny_model.config, 2) == kv_bytes(tiny_model.config, 4) // 2
+
+
+@given(st.integers(1, 2**18), st.integers(0, 2**40), st.integers(0, 2**22))
+def test_a_batch_never_fills_over_half_of_the_free_memory_and_is_as_large_as_can_be(usual: int, free: int, per_token: int) -> None:
+    found = affordable_tokens(usual, free, per_token)
+    assert 1 <= found <= usual
+    assert found == 1 or 2 * found * per_token <= free
+    if found < usual:
+        assert found & (found - 1) == 0 and 2 * (2 * found) * max(per_token, 1) > free, "the next power of two would be too much"
 
 
 def test_draws_repeat_with_their_seed(subject: Subject) -> None:

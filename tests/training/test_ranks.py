@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.training.ranks import ROOT, SFT, on_ranks
 from tests.training.test_nll import heldout_table
+from training.checkpoint import CheckpointError, meanwhile
 from training.evaluators import EvaluationConfig, Subject, evaluate
 from training.ranks import any_rank, carrier, group_backend, smallest
 
@@ -67,12 +70,27 @@ def test_ranks_that_hold_parts_of_the_weights_generate_as_often(tiny_folder: Pat
 
 def ask(device: str) -> Any:
     rank = torch.distributed.get_rank()
-    return any_rank([rank == 1, False, rank == 0]), any_rank([]), smallest(7 - rank), str(carrier())
+    return any_rank([rank == 1, False, rank == 0]), any_rank([]), smallest(7 - rank), str(carrier()), wait_for_another()
+
+
+def wait_for_another() -> tuple[float, str]:
+    """Return how long rank 0 waited for rank 1's work, longer than a collective may take here; and what it hears when that fails."""
+    group = torch.distributed.distributed_c10d._get_default_group()
+    group._get_backend(torch.device("cpu")).options._timeout = timedelta(seconds=1)
+    late = torch.distributed.get_rank() == 1
+    started = time.monotonic()
+    meanwhile(lambda: time.sleep(3) if late else None)
+    waited = time.monotonic() - started
+    with pytest.raises(CheckpointError) as told:
+        meanwhile(lambda: [].index(late) if late else None)
+    return waited, str(told.value)
 
 
 def test_what_any_rank_says_all_hear() -> None:
     (found,) = on_ranks(2, [{}], call="tests.training.test_ranks:ask")
-    assert found == ([True, False, True], [], 6, "cpu")
+    *said, (waited, told) = found
+    assert said == [[True, False, True], [], 6, "cpu"]
+    assert waited > 2.9 and told.startswith("the checkpoint can't be turned into one for this number of ranks (ValueError: ")
     assert any_rank([True, False]) == [True, False] and smallest(3) == 3, "a process alone asks nobody"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.training.chat_templates import ALTERNATING, DEFAULT_SYSTEM, ENDLESS, FAMILIES, HEADERS, INST, MARKED, THINKING, TRAILING
 from tests.training.test_chat import learnt_runs, spaced_tokenizer, split_as_llama_3
 from training.chat import ChatEncoder, ChatFormat, learnt_ends, load_tokenizer
-from training.checkpoint import copy_tokenizer
+from training.export import copy_tokenizer
 from training.templates import JINJA, TEMPLATES, Unrenderable
 
 SPECIALS = ["<s>", "</s>", "<|start|>", "<|end|>", "<|end_header|>", "<|eot|>", "<|eom|>", "<|return|>", "<|message|>", "<|channel|>"]

@@ -14,7 +14,7 @@ import pytest
 
 from diversity.config import ConfigError, UserError
 from tests.training.ranks import SFT, alone, samples
-from training.config import SftConfig
+from training.config import LoraConfig, SftConfig
 from training.data import Job, prepare_data, read_samples
 from training.engine import load_model, shape_of, with_adapters
 from training.model_source import ModelError, resolve_model
@@ -156,7 +156,7 @@ def test_a_merge_that_changes_the_model_is_an_error(tiny_folder: Path, tiny_mode
     import peft
     import torch
 
-    from training.checkpoint import ExportError, _merged
+    from training.export import ExportError, _merged
 
     torch.manual_seed(0)
     for target, fails in (("q_proj", False), ("lm_head", True)):
@@ -209,7 +209,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from diversity.config import UserError
-from training.checkpoint import lasting, write_model
+from training.export import lasting, write_model
 from training.config import SftConfig
 from transformers import AutoModelForCausalLM
 folder = Path({str(tiny_folder)!r})
@@ -225,10 +225,98 @@ except UserError as error:
     assert "said: the trained model can't be written to" in done.stdout, done.stderr[-2000:]
 
 
+def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(tiny_folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk. The run ends with one line, and goes on where the last whole checkpoint is."""
+    import resource
+
+    from training.checkpoint import CheckpointError, CheckpointFolder
+    from training.sft import fine_tune
+
+    alone()
+    folder = CheckpointFolder(tmp_path, "run")
+    job = Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu")
+    free = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(engine: Any, step: int, rows: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if step == 4 else free[0], free[1]))
+        folder.save(engine, step, rows)
+
+    try:
+        with pytest.raises(CheckpointError, match=r"^the checkpoint of step 4 can't be written to .*") as told:
+            fine_tune(job, checkpoint=save)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, free)
+    assert "\n" not in str(told.value) and [path.name for path in folder.whole()] == ["step-00000002"]
+    begun: list[int] = []
+
+    def resume(engine: Any) -> Any:
+        done, rows = folder.resume(engine)
+        begun.append(done)
+        return done, rows
+
+    again = fine_tune(job, resume=resume, checkpoint=folder.save)
+    assert begun == [2] and again.rows["loss"].to_pylist() == pytest.approx(fine_tune(job).rows["loss"].to_pylist(), abs=1e-6)
+    assert [path.name for path in folder.whole()] == ["step-00000002", "step-00000004"]
+
+
+def test_what_offloading_needs_is_looked_for_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from training import engine
+
+    offloading = SftConfig(zero={"stage": 2, "offload_optimizer": True})  # type: ignore[arg-type]
+    engine.check_offload(offloading, "cpu")
+    engine.check_offload(SftConfig(zero={"stage": 2}), "cuda")  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        patch.setattr(engine, "_has_ninja", lambda: False)
+        with pytest.raises(UserError, match=r"compiles AdamW for the host, and g\+\+ and ninja can't be found on this node"):
+            engine.check_offload(offloading, "cuda")
+    for name in ("g++", "ninja"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="offloading needs pinned memory, which this node refuses"):
+            engine.check_offload(offloading, "cuda")
+    torch.set_num_threads(threads)
+    assert "AdamW runs on the host with 1 threads a rank" in caplog.text
+
+
+def test_a_model_that_could_not_be_exported_is_not_trained(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that the export forgets, and weights that another configuration has: both are found before a step is taken."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from training import export, sft
+
+    alone()
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    export.dry_export(model, tiny_folder, SftConfig(**SFT))
+    export.dry_export(
+        with_adapters(model, LoraConfig(targets=["q_proj"]), seed=0), tiny_folder, SftConfig(**SFT, lora={"targets": ["q_proj"]})
+    )
+    saved = export.lasting
+    monkeypatch.setattr(sft, "_one_step", lambda *given: pytest.fail("a step was taken"))
+    monkeypatch.setattr(export, "lasting", lambda one: [pair for pair in saved(one) if "layers.1.mlp" not in pair[0] or pair[1].is_meta])
+    with pytest.raises(export.ExportError, match=r"^the trained model has no weights for model.layers.1.mlp"):
+        sft.fine_tune(Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu"))
+    monkeypatch.setattr(export, "lasting", lambda one: [*saved(one), ("model.more", torch.zeros(3))])
+    with pytest.raises(export.ExportError, match=r"has weights that its files don't, model.more"):
+        export.dry_export(AutoModelForCausalLM.from_pretrained(tiny_folder), tiny_folder, SftConfig(**SFT))
+    shutil.copytree(tiny_folder, tmp_path / "other")
+    values = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**values, "intermediate_size": 96}))
+    monkeypatch.undo()
+    with pytest.raises(export.ExportError, match=r"could be trained and then not be exported \(RuntimeError: .*size mismatch"):
+        export.dry_export(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "other", SftConfig(**SFT))
+
+
 def test_adapters_on_plain_layers_stay_allowed(tiny_model: Any) -> None:
     import copy as copying
-
-    from training.config import LoraConfig
 
     adapted = with_adapters(copying.deepcopy(tiny_model), LoraConfig(targets=["q_proj", "down_proj"]), seed=0)
     assert any("lora_A" in name for name, _ in adapted.named_parameters())
