@@ -1,7 +1,8 @@
 """Every causal decoder that transformers can build small: how the probe trains it, whether the export opens with its logits.
 
-    python -m benchmarks.architectures                   # all of them, each in a process of its own with a time limit
-    python -m benchmarks.architectures llama qwen3_next  # these
+    python -m benchmarks.architectures                     # all of them, each in a process of its own with a time limit
+    python -m benchmarks.architectures llama qwen3_next    # these
+    python -m benchmarks.architectures --keep FOUND.jsonl  # goes on where it was stopped
 
 A tiny random model of an architecture's default configuration is saved as a folder, probed as before any training (`training.probe`),
 then checked again by what the probe must have got right: the loss of packed rows is the sum of the samples' own losses by transformers'
@@ -11,15 +12,16 @@ plain forward, to 1e-3 a token; and the export opens again with equal logits. We
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 120
+LIMIT_S = 240
+LOSS_NEAR, EXPORT_NEAR = 1e-3, 1e-4  # a token's loss, and logits
 FORKING = multiprocessing.get_context("fork")
 # What makes a configuration small, by the names that configurations have for it; only names that a configuration has are set.
 SMALL: dict[str, Any] = {
@@ -71,7 +73,14 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
-    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {"num_layers": 2, "num_hidden_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "falcon": {"alibi": True, "new_decoder_architecture": False},
 }
 
@@ -84,33 +93,36 @@ def names() -> list[str]:
 
 
 def tiny_config(name: str) -> Any:
-    """Return an architecture's default configuration, made small."""
+    """Return an architecture's default configuration, made small, with what it holds of others."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(name)
-    text = config.get_text_config(decoder=True)
-    if not any(value is text for value in vars(config).values()):  # of an encoder and a decoder it is a copy
-        text = config
-    kind = type(text)
-    known = [key for key in SMALL if _settable(kind, key) and getattr(text, key, None) is not None]
-    values = {key: SMALL[key] for key in known} | TOKENS
+    parts = {key: value for key, value in vars(config).items() if hasattr(value, "model_type")}
+    if not parts or config.get_text_config(decoder=True) not in parts.values():
+        return _small(config, {**TOKENS, **OWN.get(name, {})})
+    for key, part in parts.items():
+        own = {**TOKENS, **OWN.get(name, {})} if part is config.get_text_config(decoder=True) else {}
+        setattr(config, key, _small(part, {**own, **OWN.get(part.model_type, {})}))
+    return config
+
+
+def _small(config: Any, own: dict[str, Any]) -> Any:
+    """Return a configuration of the same kind by the rules of `SMALL`, with some values of its own."""
+    from training.forward import setting
+
+    kind = type(config)
+    known = [key for key in SMALL if _settable(kind, key) and setting(config, key) is not None]
+    values = {key: SMALL[key] for key in known} | own
     if "kv_lora_rank" in known:  # latent attention has keys for every head
         values["num_key_value_heads"] = values["num_attention_heads"]
-    values |= OWN.get(name, {})
     for key in ("layer_types", "mlp_layer_types"):
-        kinds = getattr(text, key, None)
+        kinds = setting(config, key)
         if kinds and key not in values and _settable(kind, key):
             kept = list(dict.fromkeys(kinds))  # one of each kind
             values[key] = (kept * 4)[: max(4, len(kept))]
     layers = max((len(value) for key, value in values.items() if key.endswith("layer_types")), default=4)
-    values |= {key: layers for key in ("num_hidden_layers", "n_layer", "num_layers") if key in values and key not in OWN.get(name, {})}
-    made = kind(**{key: value for key, value in values.items() if _settable(kind, key)})
-    if text is config:
-        return made
-    for key, value in vars(config).items():
-        if value is text:
-            setattr(config, key, made)
-    return config
+    values |= {key: layers for key in ("num_hidden_layers", "n_layer", "num_layers") if key in values and key not in own}
+    return kind(**{key: value for key, value in values.items() if _settable(kind, key)})
 
 
 def _settable(kind: Any, key: str) -> bool:
@@ -262,36 +274,80 @@ def _tell(name: str, pipe: Any) -> None:
 
 
 def _load_once() -> None:
-    """Import what every process needs, before they are forked."""
+    """Try one model before processes are forked, so that none of them imports again what all need."""
     import transformers
-
-    import training.export
-    import training.probe  # noqa: F401
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    transformers.AutoModelForCausalLM  # noqa: B018
+    try_one("llama")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table."""
+    """Print a line for each architecture as it is found, then the table by verdict."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__)
     parser.add_argument("names", nargs="*", help="model types of transformers; all by default")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="JSON lines: what is in it is not tried again, what is found goes into it"
+    )
     given = parser.parse_args(argv)
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    _load_once()
-    counts: Counter[str] = Counter()
-    print(f"{'architecture':26} {'rows':10} {'attention':9} {'loss':>8} {'export':>8}  why")
-    for name in given.names or names():
-        found = in_a_process(name)
-        counts[found["verdict"]] += 1
-        loss, export = (
-            f"{one:.1e}" if isinstance(one, float) else str(one)[:60] for one in (found.get("loss", ""), found.get("export", ""))
-        )
-        head = f"{name:26} {found['verdict']:10} {found.get('attention', ''):9} {loss:>8} {export:>8}"
-        print(f"{head}  {found.get('note', '')[:150]}", flush=True)
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()))
+    kept = given.keep.read_text("utf-8").splitlines() if given.keep and given.keep.exists() else []
+    before = {found["name"]: found for found in map(json.loads, kept)}
+    wanted = given.names or names()
+    if any(name not in before for name in wanted):
+        _load_once()
+    every = []
+    for name in wanted:
+        found = before.get(name) or in_a_process(name)
+        if name not in before and given.keep:
+            with given.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+        every.append(found)
+        print(_told(found), flush=True)
+    print()
+    print("\n".join(table(every)))
     return 0
+
+
+def _told(found: dict[str, Any]) -> str:
+    head = f"{found['name']:26} {found['verdict']:10} {found.get('attention', ''):9}"
+    return f"{head} {_figure(found.get('loss')):>8} {_figure(found.get('export')):>8}  {found.get('note', '')[:150]}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else str(value or "")[:80]
+
+
+def table(every: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a table in Markdown with a row for each verdict and what speaks against the ways before it, the commonest first."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for found in every:
+        rows.setdefault((found["verdict"], _reason(found)), []).append(found)
+    order = {name: place for place, name in enumerate(("bounds", "positions", "mask", "alone", "refused"))}
+    lines = ["| rows | how many | why not a way before it | architectures |", "|---|---|---|---|"]
+    for (verdict, why), some in sorted(rows.items(), key=lambda item: (order.get(item[0][0], len(order)), -len(item[1]))):
+        lines.append(f"| {verdict} | {len(some)} | {why} | {', '.join(found['name'] for found in some)} |")
+    figures = [[found[key] for found in every if isinstance(found.get(key), float)] for key in ("loss", "export")]
+    if all(figures):
+        worst = f"largest difference of a loss {max(figures[0]):.1e} a token, of an export's logits {max(figures[1]):.1e}"
+        lines += ["", f"{len(every)} architectures; {worst}."]
+    faulty = [found for found in every if isinstance(found.get("export"), str) or not _right(found)]
+    return [*lines, *(f"WRONG: {_told(found)}" for found in faulty)]
+
+
+def _right(found: dict[str, Any]) -> bool:
+    """Return whether what the probe decided gave the losses of samples alone, and the export the model's logits."""
+    return found["verdict"] != "CRASHED" and found.get("loss", 0.0) < LOSS_NEAR and (found.get("export") or 0.0) < EXPORT_NEAR
+
+
+def _reason(found: dict[str, Any]) -> str:
+    """Return what speaks against the ways before, without what is one model's own."""
+    note = found.get("note", "")
+    if "tokens alone don't go through" in note:
+        return "wants more than tokens"
+    if "not causal" in note:
+        return "not causal"
+    return note.replace("|", "/")[:160]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from diversity.config import UserError
+from training.forward import setting
 
 PACKED = "packed"
 FLASH_TYPES = (torch.bfloat16, torch.float16)
@@ -51,7 +52,7 @@ def _can_be_packed(base: Any, config: Any) -> bool:
     """Return whether transformers lets attention be exchanged, and all that the model's layers do with it is done here."""
     exchangeable = getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)
     kinds = set(getattr(config, "layer_types", None) or ())
-    return exchangeable and kinds <= KEPT_APART and not getattr(config, "attention_chunk_size", None)
+    return exchangeable and kinds <= KEPT_APART and not setting(config, "attention_chunk_size")
 
 
 @functools.cache
@@ -159,13 +160,16 @@ def _one_by_one(row: Row) -> torch.Tensor:
     """Return one causal call's output after the other."""
     row, found = row.with_all_heads(), []
     half = row.query.device.type == "cpu" and row.query.dtype in FLASH_TYPES
-    for start, stop in pairwise(row.places if row.places is not None else row.bounds.tolist()):
-        query, key, value = (part[:, :, start:stop] for part in (row.query, row.key, row.value))
-        window = row.window if row.window is not None and row.window < stop - start else None
-        if half and stop - start <= WRITTEN_OUT:
+    places = row.places if row.places is not None else row.bounds.tolist()
+    lengths = [stop - start for start, stop in pairwise(places)]
+    # Split, not sliced: the gradient of a slice is a whole row of zeros around it, for every sample.
+    for query, key, value in zip(*(part.split(lengths, 2) for part in (row.query, row.key, row.value)), strict=True):
+        length = query.shape[2]
+        window = row.window if row.window is not None and row.window < length else None
+        if half and length <= WRITTEN_OUT:
             out = written_out(query, key, value, window, row.dropout, row.scaling)
         else:
-            mask = None if window is None else _banded(stop - start, window, query.device)
+            mask = None if window is None else _banded(length, window, query.device)
             out = scaled_dot_product_attention(query, key, value, mask, row.dropout, is_causal=mask is None, scale=row.scaling)
         found.append(out[0].transpose(0, 1))
     return torch.cat(found)

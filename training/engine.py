@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from diversity.config import UserError, near_matches
 from training.attention import use_packed_attention
 from training.config import LoraConfig, Precision, SftConfig
-from training.forward import logits_at
+from training.forward import figure, logits_at
 from training.kernels import cheap_parts_again, use_fused_kernels
 from training.loss import has_plain_head, linear_cross_entropy
 from training.ranks import group_backend
@@ -236,18 +236,18 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
     if sft.lora is not None:
         with torch.device("meta"):
             model = with_adapters(model, sft.lora, seed=0)
-    heads = _number(config, "num_attention_heads", 1)
-    width = _number(config, "head_dim", config.hidden_size // heads)
+    heads = figure(config, "num_attention_heads", 1)
+    width = figure(config, "head_dim", config.hidden_size // heads)
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=_number(config, "intermediate_size", 4 * config.hidden_size),
+        intermediate=figure(config, "intermediate_size", 4 * config.hidden_size),
         vocabulary=config.vocab_size,
         block_weights=matrices,
         attention_width=heads * width,
-        key_width=_number(config, "num_key_value_heads", heads) * width,
+        key_width=figure(config, "num_key_value_heads", heads) * width,
         whole_logits=whole_logits,
     )
 
@@ -281,13 +281,6 @@ def check_offload(sft: SftConfig, device: str) -> None:
 
 def _has_ninja() -> bool:
     return importlib.util.find_spec("ninja") is not None or shutil.which("ninja") is not None
-
-
-def _number(config: Any, name: str, otherwise: int) -> int:
-    """Return a figure of a configuration: the largest where layers differ, and another where it has none."""
-    value = getattr(config, name, None)
-    value = max((one for one in value if isinstance(one, int)), default=None) if isinstance(value, (list, tuple)) else value
-    return int(value) if isinstance(value, int) and value > 0 else otherwise
 
 
 def adamw(model: nn.Module, sft: SftConfig, device: str) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""A model's logits at some places of a row, for models that take less than Llama does."""
+"""What differs from model to model: figures of a configuration, what a forward takes, logits at some places of a row."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ ROWS_BY = "sft_rows_by"  # set on a model by `training.probe`: bounds, mask, pos
 def base_of(model: Any) -> Any:
     """Return the model of transformers itself, out of its adapters if it has some."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def setting(config: Any, name: str) -> Any:
+    """Return what a configuration of transformers says; None where it says nothing, a list where it has a figure for each layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # layers differ, and transformers names none of them
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+
+
+def figure(config: Any, name: str, otherwise: int) -> int:
+    """Return a number of a configuration: the largest where layers differ, and another where it has none."""
+    value = setting(config, name)
+    values = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, int)]
+    return max(values, default=0) or otherwise
 
 
 def rows_by(model: Any) -> str | None:

@@ -53,10 +53,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = (states @ matrix.T).float()
                 if bias is not None:
                     logits += bias.float()
-                highest = logits.logsumexp(-1, keepdim=True)
-                loss += (highest - logits.gather(1, wanted)).sum()
-                slope = logits.sub_(highest).exp_()
-                slope.scatter_add_(1, wanted, torch.full_like(highest, -1.0))
+                logits -= logits.amax(-1, keepdim=True)
+                loss -= logits.gather(1, wanted).sum()
+                slope = logits.exp_()  # in place, and once: logsumexp would make all of it a second time
+                total = slope.sum(-1, keepdim=True)
+                loss += total.log().sum()
+                slope /= total
+                slope.scatter_add_(1, wanted, torch.full_like(total, -1.0))
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
                 slope = slope.to(dtype)

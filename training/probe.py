@@ -20,7 +20,7 @@ import torch
 from diversity.config import UserError
 from training.attention import PACKED, use_packed_attention
 from training.chat import NO_LABEL, Encoded
-from training.forward import ROWS_BY, base_of, logits_at, taken
+from training.forward import ROWS_BY, base_of, logits_at, setting, taken
 from training.loss import has_plain_head
 from training.packing import collate, model_inputs
 
@@ -193,7 +193,7 @@ def _narrow_windows(base: Any) -> Iterator[None]:
     before = []
     for holder in [*{id(one): one for one in parts}.values(), *base.modules()]:
         for name in WINDOWS:
-            value = getattr(holder, name, None)
+            value = setting(holder, name)
             if isinstance(value, int) and not isinstance(value, bool) and value > WINDOW:
                 before.append((holder, name, value))
                 setattr(holder, name, WINDOW)

@@ -25,6 +25,7 @@ from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder, conversations
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
+from training.forward import figure
 from training.ranks import any_rank, smallest
 from training.templates import Unrenderable
 
@@ -328,9 +329,9 @@ def kv_bytes(config: Any, itemsize: int) -> int:
         itemsize: bytes of a number.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * width * itemsize)
+    heads = figure(text, "num_attention_heads", 1)
+    width = figure(text, "head_dim", text.hidden_size // heads)
+    return 2 * int(text.num_hidden_layers) * figure(text, "num_key_value_heads", heads) * width * itemsize
 
 
 def affordable_tokens(usual: int, free: int, per_token: int) -> int:
