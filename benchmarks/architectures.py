@@ -186,7 +186,7 @@ def judged(model: Any, place: Path) -> dict[str, Any]:
         dry_export(loaded, place / "source", sft)
     except UserError as error:
         return {"verdict": "refused", "note": _line(error)}
-    found = {"verdict": verdict.rows, "attention": verdict.attention, "note": "; ".join(verdict.why)}
+    found: dict[str, Any] = {"verdict": verdict.rows, "attention": verdict.attention, "note": "; ".join(verdict.why)}
     found["loss"] = _loss_error(loaded, place / "source", verdict)
     try:
         state = {name: tensor.detach() for name, tensor in lasting(loaded)}

@@ -57,6 +57,16 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{shown(page)}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    """`folder/test_file.py::test_name`, or `::test_name` of the file before; without a folder in tests/training."""
+    file = Path()
+    for named, test in re.findall(r"`([\w/]*\.py)?::(test_\w+)`", page.read_text("utf-8")):
+        if named:
+            file = ROOT / named if "/" in named else ROOT / "tests" / "training" / named
+        assert file.is_file() and f"def {test}(" in file.read_text("utf-8"), f"{shown(page)}: {file}::{test}"
+
+
 def pieces(text: str) -> tuple[list[str], str]:
     """Return the lines of a page's shell blocks, continued ones joined, and the page without its blocks."""
     lines: list[str] = []

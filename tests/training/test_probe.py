@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.architectures import judged, tiny_model
+from benchmarks.architectures import judged, tiny_config, tiny_model
+from training.config import SftConfig
+from training.engine import shape_of
+from training.evaluators.generate import kv_bytes
+from training.forward import figure
 from training.probe import Unsupported, settle
 
 ROWS = {
@@ -64,3 +68,15 @@ def test_windows_are_as_they_were_after_the_probe() -> None:
     before = model.config.sliding_window, [getattr(module, "sliding_window", None) for module in model.modules()]
     settle(model, torch.device("cpu"))
     assert before == (model.config.sliding_window, [getattr(module, "sliding_window", None) for module in model.modules()])
+
+
+def test_figures_of_layers_that_differ(tmp_path: Path) -> None:
+    """Transformers names no such figure; memory and operations are counted by the largest."""
+    config = tiny_config("gemma4_text")
+    widths = [layer.head_dim for layer in config.per_layer_config]
+    with pytest.raises(RuntimeError, match="per-layer"):
+        config.head_dim  # noqa: B018
+    assert figure(config, "head_dim", 1) == max(widths) > min(widths) and figure(config, "no_such_figure", 7) == 7
+    config.save_pretrained(tmp_path)
+    assert shape_of(tmp_path, SftConfig()).attention_width == 4 * max(widths)
+    assert kv_bytes(config, 2) == 2 * config.num_hidden_layers * figure(config, "num_key_value_heads", 0) * max(widths) * 2

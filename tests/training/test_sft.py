@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,14 @@ def test_the_command_line_tells_what_is_wrong_in_a_line(tmp_path: Path, capsys: 
     assert main([str(tmp_path), "--out", str(tmp_path / "out"), "lr=-1"]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "lr: Input should be greater than 0" in errors[1]
+
+
+def test_a_steps_time_ends_when_the_device_is_done(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is busy for 50 ms more after the optimizer was asked to step."""
+    from training import sft
+
+    monkeypatch.setattr(sft, "wait_for", lambda device: time.sleep(0.05))
+    assert min(sft.fine_tune(sft.Job(tiny_folder, samples(24), SftConfig(**SFT), 0, "cpu")).rows["seconds"].to_pylist()) > 0.05
 
 
 def test_a_notice_saves_a_checkpoint_at_once(tiny_folder: Path) -> None:

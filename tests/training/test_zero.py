@@ -33,6 +33,13 @@ def test_gradients_are_accumulated_in_fp32(stage: int) -> None:
     assert deepspeed_config(sft(), "bf16")["torch_autocast"]["dtype"] == "bfloat16"
 
 
+def test_stages_2_and_3_reduce_meanwhile_and_stage_1_is_usual_on_gpus() -> None:
+    sections = [deepspeed_config(sft(zero={"stage": stage}), "bf16")["zero_optimization"] for stage in (1, 2, 3)]
+    assert [section["overlap_comm"] for section in sections] == [False, True, True], "stage 1 reduces once, after the last row"
+    assert sft().resolved("cuda").zero.number == 1 and sft(precision="fp32").resolved("cuda").zero.number == 0
+    assert sft().resolved("cpu").zero.number == sft().resolved("cpu", fast_bf16=True).zero.number == 0
+
+
 def test_offloading_is_handed_on() -> None:
     zero = deepspeed_config(sft(zero={"stage": 3, "offload_optimizer": True, "offload_parameters": True}), "bf16")["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
