@@ -124,7 +124,6 @@ def context(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Con
             "model": str(model),
             "grid": {"strategies": ["random", "longest"], "sizes": [8], "subset_seeds": [0, 1], "train": ["random*", "longest_n8_s0"]},
             "sft": {
-                "precision": "fp32",  # `auto` follows the processor, and curves are compared
                 "budget": {"response_tokens": 120},
                 "response_tokens_per_step": 40,
                 "max_length": 128,
