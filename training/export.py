@@ -91,7 +91,7 @@ def dry_export(model: Any, source: Path, sft: SftConfig) -> None:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    stands_in = {name: torch.zeros(1, dtype=one.dtype).expand(getattr(one, "ds_shape", one.shape)) for name, one in lasting(model)}
+    stands_in = {name: torch.zeros((), dtype=one.dtype).expand(getattr(one, "ds_shape", one.shape)) for name, one in lasting(model)}
     try:
         fresh = _untrained(source, stands_in, sft)
         revert_weight_conversion(fresh, {name: tensor.to("meta") for name, tensor in fresh.state_dict().items()})

@@ -20,6 +20,7 @@ from training.probe import Unsupported, settle
 
 ROWS = {
     "llama": "bounds",
+    "apertus": "bounds",  # has weights without a dimension
     "qwen3": "bounds",
     "gemma2": "positions",  # caps its scores
     "llama4_text": "positions",  # attends in chunks
