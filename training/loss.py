@@ -42,8 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        # fp32, because a sum over pieces in bf16 would lose the later ones.
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if bias is not None and of_bias else None
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
@@ -65,11 +64,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope = slope.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = slope @ matrix
-                if grad_weight is not None:
-                    if dtype == torch.float32:
+                if of_weight:
+                    if grad_weight is None:  # in fp32, because a sum over pieces in bf16 would lose the later ones
+                        grad_weight = (slope.T @ states).float()
+                    elif dtype == torch.float32:
                         grad_weight.addmm_(slope.T, states)
                     else:
                         grad_weight += slope.T @ states
+        if of_weight and grad_weight is None:  # of no token
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return loss
