@@ -31,7 +31,7 @@ from ray_jobs.tasks.serving import reached
 from training.answering import answer_prompts
 from training.evaluators.generate import JUDGING
 from training.model_source import resolve_model
-from training.ray_worker import Kept
+from training.run_files import Kept
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from ray_jobs.tasks.estimate import Speed, estimate
 from ray_jobs.tasks.planned import plan_artifact, planned_runs, seal_plan
 from training.config import run_fingerprint
 from training.model_source import model_digest, resolve_model
-from training.ray_worker import Task, has_weights, remove_weights
+from training.ray_worker import Task
+from training.run_files import has_weights, remove_weights
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,7 @@ The only file of this package that names Ray.
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,20 +15,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import ray.train
 
-from diversity.artifact import Artifact, Storage
+from diversity.artifact import Artifact
 from diversity.datasets import dataset
 from diversity.judging.prompt_sets import asked_once
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
+from training.run_files import WEIGHTS, Kept, cache_folder, folder_to_fill, local_copy, remove_weights
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "hf"
 COUNTERS = {
     "tokens": "tokens that passed through models in training",
     "rank_seconds": "seconds of ranks in training steps; on `cuda`, GPU-seconds",
@@ -127,24 +123,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "run": task.run, "run_s": time.perf_counter() - started}
 
 
-def cache_folder() -> Path:
-    """Return the node-local cache: `SFT_DIVERSITY_CACHE`, else `~/.cache/sft-diversity`."""
-    return Path(os.environ.get("SFT_DIVERSITY_CACHE") or Path.home() / ".cache" / "sft-diversity")
-
-
-def has_weights(model: Artifact) -> bool:
-    """Return whether a model's weights are still there; a config is removed first, so that half of them never count."""
-    return model.storage.exists(model.locate(f"{WEIGHTS}/config.json"))
-
-
-def remove_weights(model: Artifact) -> None:
-    """Remove a model's weights; what says how it was trained stays."""
-    if has_weights(model):
-        filesystem, _ = model.storage.filesystem()
-        filesystem.delete_file(model.place(f"{WEIGHTS}/config.json"))
-    model.storage.remove_folder(model.locate(WEIGHTS))
-
-
 def _train(task: Task, figures: dict[str, Any]) -> Any:
     """Train and seal the model; return what `fine_tune` returned."""
     from training.checkpoint import load_from_other_ranks, load_state, newest_whole
@@ -185,7 +163,7 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     leads = context.get_world_rank() == 0
     target = task.model.begin() if leads else None
     sealing = time.perf_counter()
-    with _folder_to_fill(target, WEIGHTS) as folder:
+    with folder_to_fill(target, WEIGHTS) as folder:
         export(trained.engine, base, folder, task.sft, chat=trained.chat)
     trained.let_optimizer_go()  # scoring wants its memory
     if target is not None:
@@ -330,7 +308,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
     if opened and context.get_world_size() > 1:
         torch.distributed.barrier()  # until rank 0 has stored the model
     with (
-        _local_copy(task.model, WEIGHTS, read=opened) as folder,
+        local_copy(task.model, WEIGHTS, read=opened) as folder,
         torch.no_grad(),
         torch.autocast(task.device, torch.bfloat16, enabled=half),
     ):
@@ -373,25 +351,6 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
         remove_weights(task.model)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Tables in a folder of the storage that goes when the run is done: beside Ray Train's checkpoints."""
-
-    storage: Storage
-    folder: str
-
-    def read(self, name: str) -> pa.Table | None:
-        """Return the table of that name, if it is there."""
-        path = f"{self.folder}/{name}.parquet"
-        return pq.read_table(pa.BufferReader(self.storage.read_bytes(path))) if self.storage.exists(path) else None
-
-    def write(self, name: str, table: pa.Table) -> None:
-        """Write it, whole or not at all."""
-        stream = io.BytesIO()
-        pq.write_table(table, stream)
-        self.storage.write_bytes(f"{self.folder}/{name}.parquet", stream.getvalue())
-
-
 def _trained_on(task: Task) -> Any:
     """Return what scores by kind of token need: the dataset, and how often each token occurs in the corpus."""
     from training.evaluators.strata import TrainedOn
@@ -427,29 +386,3 @@ def _device(kind: str) -> Any:
     from ray.train.torch import get_device
 
     return torch.device("cpu") if kind == "cpu" else get_device()
-
-
-@contextmanager
-def _local_copy(artifact: Artifact, name: str, *, read: bool) -> Iterator[Path]:
-    """Have a folder of a sealed artifact as a local one: itself on a local storage, else a copy; empty where nothing is to be read."""
-    filesystem, _ = artifact.storage.filesystem()
-    if read and isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(artifact.place(name))
-        return
-    with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
-        if read:
-            pafs.copy_files(artifact.place(name), folder, source_filesystem=filesystem)
-        yield Path(folder)
-
-
-@contextmanager
-def _folder_to_fill(target: Artifact | None, name: str) -> Iterator[Path]:
-    """Have a local folder whose files become a folder of the artifact that a writer makes: itself on a local storage, else copied after."""
-    filesystem = target.storage.filesystem()[0] if target is not None else None
-    if target is not None and isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(target.folder(name))
-        return
-    with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
-        yield Path(folder)
-        if target is not None:
-            pafs.copy_files(folder, target.folder(name), destination_filesystem=filesystem)

@@ -46,7 +46,7 @@ from training.probe import settle
 from training.progress import Progress, describe, summary
 from training.ranks import smallest
 from training.trackers import Trackers, flat, open_trackers
-from training.zero import refuse_what_cannot_fit
+from training.zero import ModelShape, refuse_what_cannot_fit
 
 logger = logging.getLogger("training.sft")  # as `python -m`, too
 
@@ -122,32 +122,10 @@ def fine_tune(
     if world_size != job.sft.world_size:
         raise UserError(f"this run is of sft.world_size={job.sft.world_size}, and there are {world_size} ranks")
     clock = Clock()
-    data = prepare_data(job, world_size)
-    clock.lap("data_s")
-    precision = job.sft.resolved_precision(job.device)
-    check_offload(job.sft, job.device)
-    shape = shape_of(job.model, job.sft)
-    data.refuse_ids_from(shape.vocabulary)
-    device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
-    # The least of all ranks: one that refuses alone would leave the others waiting for it.
-    device_bytes, host_bytes = smallest(device_bytes), None if host_bytes is None else smallest(host_bytes)
-    needed = refuse_what_cannot_fit(shape, job.sft, precision, device_bytes=device_bytes, host_bytes=host_bytes)
-    if rank == 0:
-        logger.info("%s", describe(data.counts, data.steps, shape, needed, world_size))
-    model = load_model(job.model, job.sft, precision, seed=job.training_seed)
-    clock.lap("load_s")
-    engine = build_engine(model, job.sft, precision, job.device, universal=universal)
-    clock.lap("engine_s")
-    verdict = settle(engine.module.model, engine.device)
-    engine.module.pieces &= verdict.plain_head
-    if verdict.rows == "alone":
-        data = data.one_sample_a_row(world_size)
-    if rank == 0 and verdict.rows != "bounds":
-        logger.warning("%s", verdict.told())
-    dry_export(engine.module.model, job.model, job.sft)
-    clock.lap("probe_s")
+    engine, data, shape = _ready(job, memory, universal, clock)
     done, rows = resume(engine) if resume else (0, [])
     clock.lap("resume_s")
+    precision = job.sft.resolved_precision(job.device)
     ceiling = world_size * matmul_ceiling(job.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     clock.lap("ceiling_s")
     progress = Progress(len(data.steps), done, ceiling=ceiling, speaks=rank == 0)
@@ -172,6 +150,36 @@ def fine_tune(
             trackers.close(failed=failed)
     figures = summary(data.counts, data.steps, rows, clock.laps, ceiling, first=done)
     return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat, figures)
+
+
+def _ready(job: Job, memory: tuple[int, int | None] | None, universal: bool, clock: Clock) -> tuple[Any, Data, ModelShape]:
+    """Return the engine, the data dealt out to steps, and the model's shape, once nothing speaks against the run; as `fine_tune`."""
+    world_size, leads = torch.distributed.get_world_size(), torch.distributed.get_rank() == 0
+    data = prepare_data(job, world_size)
+    clock.lap("data_s")
+    precision = job.sft.resolved_precision(job.device)
+    check_offload(job.sft, job.device)
+    shape = shape_of(job.model, job.sft)
+    data.refuse_ids_from(shape.vocabulary)
+    device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
+    # The least of all ranks: one that refuses alone would leave the others waiting for it.
+    device_bytes, host_bytes = smallest(device_bytes), None if host_bytes is None else smallest(host_bytes)
+    needed = refuse_what_cannot_fit(shape, job.sft, precision, device_bytes=device_bytes, host_bytes=host_bytes)
+    if leads:
+        logger.info("%s", describe(data.counts, data.steps, shape, needed, world_size))
+    model = load_model(job.model, job.sft, precision, seed=job.training_seed)
+    clock.lap("load_s")
+    engine = build_engine(model, job.sft, precision, job.device, universal=universal)
+    clock.lap("engine_s")
+    verdict = settle(engine.module.model, engine.device)
+    engine.module.pieces &= verdict.plain_head
+    if verdict.rows == "alone":
+        data = data.one_sample_a_row(world_size)
+    if leads and verdict.rows != "bounds":
+        logger.warning("%s", verdict.told())
+    dry_export(engine.module.model, job.model, job.sft)
+    clock.lap("probe_s")
+    return engine, data, shape
 
 
 def _with_pace(row: dict[str, Any], ceiling: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ray_jobs.tasks import trials
 from ray_jobs.tools import frames
 from tests.ray_jobs.heads import wait_for
 from training.evaluators import EvaluationConfig
-from training.ray_worker import has_weights
+from training.run_files import has_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {

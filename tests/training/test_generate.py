@@ -22,16 +22,15 @@ from training.evaluators import generate as module
 from training.evaluators.generate import (
     Answer,
     GenerateConfig,
-    affordable_tokens,
     answer_of,
     asked,
     batches,
     distinct,
     figures,
-    kv_bytes,
     open_engine,
     prompts,
 )
+from training.evaluators.transformers_engine import TransformersEngine, affordable_tokens, kv_bytes
 
 NEW = 6
 
@@ -82,10 +81,10 @@ def test_batched_answers_equal_one_prompt_at_a_time(subject: Subject, batch_toke
 
 def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="what is kept lies beside Ray Train's checkpoints")
-    from training.ray_worker import Kept
+    from training.run_files import Kept
 
     kept = Kept(Storage(str(tmp_path)), "train/run/kept")
-    options, calls, generate = config(batch_tokens=60), [], module.TransformersEngine.__call__
+    options, calls, generate = config(batch_tokens=60), [], TransformersEngine.__call__
     whole = evaluate(subject, options, run="r")
 
     def dies(*arguments: Any) -> Any:
@@ -94,12 +93,12 @@ def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path
         calls.append(arguments)
         return generate(*arguments)
 
-    monkeypatch.setattr(module.TransformersEngine, "__call__", dies)
+    monkeypatch.setattr(TransformersEngine, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(with_kept(subject, kept), options, run="r")
     assert len(list((tmp_path / "train/run/kept").glob("*.parquet"))) == 3
     done, calls[:] = len(calls), []
-    monkeypatch.setattr(module.TransformersEngine, "__call__", lambda *arguments: (calls.append(arguments), generate(*arguments))[1])
+    monkeypatch.setattr(TransformersEngine, "__call__", lambda *arguments: (calls.append(arguments), generate(*arguments))[1])
     again = evaluate(with_kept(subject, kept), options, run="r")
     total = sum(
         len(batches([len(p.ids) for p in prompts(t, subject.encoder, options.evaluators[0].parsed())], options.evaluators[0].parsed()))

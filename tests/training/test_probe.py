@@ -14,7 +14,7 @@ import torch
 from benchmarks.architectures import judged, tiny_config, tiny_model
 from training.config import SftConfig
 from training.engine import shape_of
-from training.evaluators.generate import kv_bytes
+from training.evaluators.transformers_engine import kv_bytes
 from training.forward import figure
 from training.probe import Unsupported, settle
 

@@ -25,14 +25,13 @@ from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder, conversations
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
-from training.forward import figure
-from training.ranks import any_rank, smallest
+from training.ranks import any_rank
 from training.templates import Unrenderable
 
 logger = logging.getLogger(__name__)
 
 ENGINES = {
-    "transformers": "training.evaluators.generate:TransformersEngine",
+    "transformers": "training.evaluators.transformers_engine:TransformersEngine",
     "vllm": "training.evaluators.vllm_engine:VllmEngine",
 }
 BATCH_TOKENS = {"transformers": {"cpu": 4096, "cuda": 65536}, "vllm": {"cpu": 16384, "cuda": 262144}}
@@ -319,76 +318,6 @@ def batches(lengths: Sequence[int], config: GenerateConfig, usual: int = BATCH_T
         else:
             found.append([place])
     return found
-
-
-def kv_bytes(config: Any, itemsize: int) -> int:
-    """Return the bytes of keys and values that a token leaves behind in all layers of a model.
-
-    Args:
-        config: of the model, as transformers has it.
-        itemsize: bytes of a number.
-    """
-    text = config.get_text_config()
-    heads = figure(text, "num_attention_heads", 1)
-    width = figure(text, "head_dim", text.hidden_size // heads)
-    return 2 * int(text.num_hidden_layers) * figure(text, "num_key_value_heads", heads) * width * itemsize
-
-
-def affordable_tokens(usual: int, free: int, per_token: int) -> int:
-    """Return the tokens of a batch: as many as usual, or fewer where keys and values would fill over half of the free memory.
-
-    Fewer are a power of two, so that a run that goes on after a kill mostly finds its batches again.
-    """
-    most = max(1, free // (2 * max(per_token, 1)))
-    return usual if usual <= most else 1 << (most.bit_length() - 1)
-
-
-class TransformersEngine:
-    """The model as it lies on the ranks; a batch's prompts are padded on their left, so that all answers begin at one place."""
-
-    def __init__(self, subject: Subject, config: GenerateConfig) -> None:
-        self.subject, self.config = subject, config
-        self.batch_tokens = self._batch_tokens()
-        self.together = subject.world_size > 1 and any(hasattr(weight, "ds_id") for weight in subject.model.parameters())
-
-    def __call__(self, batch: Sequence[Prompt], name: str) -> list[Answer]:
-        """Return each prompt's answer."""
-        import torch
-        from transformers import GenerationConfig
-
-        config, longest, end = self.config, max(len(prompt.ids) for prompt in batch), self.subject.encoder.end
-        ids, mask = np.full((len(batch), longest), end, np.int64), np.zeros((len(batch), longest), np.int64)
-        for row, prompt in enumerate(batch):
-            ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
-        drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
-        settings = GenerationConfig(
-            max_new_tokens=config.max_new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **(drawing or {"do_sample": False})
-        )
-        torch.manual_seed(int(digest([config.seed, name])[:15], 16))
-        with torch.no_grad():
-            out = self.subject.model.generate(
-                input_ids=torch.from_numpy(ids).to(self.subject.device),
-                attention_mask=torch.from_numpy(mask).to(self.subject.device),
-                generation_config=settings,
-                synced_gpus=self.together,
-            )
-        return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
-
-    def _batch_tokens(self) -> int:
-        """Return the tokens of a batch if the configuration doesn't say it, the same on all ranks."""
-        import torch
-
-        device = torch.device(self.subject.device)
-        usual = BATCH_TOKENS["transformers"].get(device.type, BATCH_TOKENS["transformers"]["cpu"])
-        if self.config.batch_tokens or device.type != "cuda":
-            return usual
-        torch.cuda.empty_cache()
-        free = smallest(torch.cuda.mem_get_info(device)[0])
-        itemsize = 2 if torch.is_autocast_enabled(device.type) else self.subject.model.dtype.itemsize
-        return affordable_tokens(usual, free, kv_bytes(self.subject.model.config, itemsize))
-
-    def close(self) -> None:
-        """Nothing is held beside the model."""
 
 
 def _kept(subject: Subject, name: str) -> list[Answer] | None:
