@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from diversity.config import UserError
-from tests.training.ranks import ROOT, SFT, TwoRanks, alone, on_ranks, samples, train
+from tests.training.ranks import SFT, TwoRanks, alone, on_ranks, samples, train
 from training.config import SftConfig, learning_rate
 
 
@@ -173,39 +169,6 @@ def test_overlong_samples_are_counted(tiny_folder: Path) -> None:
     assert cut.counts["truncated"] == dropped.counts["dropped"] > 0
     assert cut.counts["samples"] == 24 and dropped.counts["samples"] == 24 - dropped.counts["dropped"]
     assert max(len(sample) for sample in cut.encoded) == 40
-
-
-def test_the_command_line_trains_on_two_ranks(tiny_folder: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    pq.write_table(samples(24), tmp_path / "data.parquet")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.sft"]
-    settings = ["budget={response_tokens: 192}", "response_tokens_per_step=96", "max_length=64", "checkpoint_every=1"]
-    done = subprocess.run(
-        [
-            *torchrun,
-            str(tmp_path / "data.parquet"),
-            "--out",
-            str(tmp_path / "out"),
-            "--model",
-            str(tiny_folder),
-            "--threads",
-            "1",
-            *settings,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["steps"] == pq.read_table(tmp_path / "out" / "train.parquet").num_rows == 2
-    assert "loss" in done.stderr and "tokens/s, MFU" in done.stderr and " s left" in done.stderr
-    assert "parameters, 1.6M learn, on 2 ranks: parameters" in done.stderr and "response tokens in" in done.stderr
-    assert list((tmp_path / "out" / "tensorboard").glob("events*"))
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "hf").num_parameters() > 0
-    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_the_command_line_tells_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
