@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ SMALL: dict[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 256,
     "sliding_window": 32,
+    "rotary_dim": 8,
+    "encoder_hash_byte_group_vocab": 512,
 }
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # What the rules above make inconsistent.
@@ -75,6 +78,14 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "gpt_neo": {"num_layers": 2, "num_hidden_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
+    "zaya": {"num_experts_per_tok": 1},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "dbrx": {
@@ -98,8 +109,9 @@ def tiny_config(name: str) -> Any:
 
     config = AutoConfig.for_model(name)
     parts = {key: value for key, value in vars(config).items() if hasattr(value, "model_type")}
-    if not parts or config.get_text_config(decoder=True) not in parts.values():
-        return _small(config, {**TOKENS, **OWN.get(name, {})})
+    if config.get_text_config(decoder=True) not in parts.values():  # what it holds beside the text
+        beside = {key: _small(part, OWN.get(part.model_type, {})).to_dict() for key, part in parts.items()}
+        return _small(config, {**TOKENS, **beside, **OWN.get(name, {})})
     for key, part in parts.items():
         own = {**TOKENS, **OWN.get(name, {})} if part is config.get_text_config(decoder=True) else {}
         setattr(config, key, _small(part, {**own, **OWN.get(part.model_type, {})}))
@@ -232,7 +244,14 @@ def _alone(model: Any, sample: Any) -> float:
     import torch
 
     ids = torch.from_numpy(sample.input_ids.astype("int64"))[None]
-    return float(torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="sum"))
+    return float(torch.nn.functional.cross_entropy(_logits(model, ids)[:-1], ids[0, 1:], reduction="sum"))
+
+
+def _logits(model: Any, ids: Any) -> Any:
+    """Return a sample's logits by transformers' plain forward, `(l, V)`."""
+    from training.forward import taken
+
+    return model(**taken(model, {"input_ids": ids, "use_cache": False})).logits[0].float()
 
 
 def _export_error(model: Any, folder: Path) -> float:
@@ -245,7 +264,7 @@ def _export_error(model: Any, folder: Path) -> float:
     if own:
         model.set_attn_implementation(own)
     with torch.no_grad():
-        return float((opened(input_ids=ids).logits - model(input_ids=ids).logits).abs().max())
+        return float((_logits(opened, ids) - _logits(model, ids)).abs().max())
 
 
 def _line(error: BaseException) -> str:
@@ -347,7 +366,9 @@ def _reason(found: dict[str, Any]) -> str:
         return "wants more than tokens"
     if "not causal" in note:
         return "not causal"
-    return note.replace("|", "/")[:160]
+    note = re.sub(r"(?:\w+: )?/\S+ can't", "can't", note)
+    note = re.sub(r"mask: \w+Error: [^;]*", "mask: not taken", note)
+    return note.replace("|", "/")[:140]
 
 
 if __name__ == "__main__":

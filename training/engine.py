@@ -230,6 +230,9 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     if head is None:
         raise UserError(f"{folder} can't be trained: {type(model).__name__} has no output layer that transformers knows of")
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not figure(config, name, 0):
+            raise UserError(f"{folder} can't be trained: the configuration of {config.model_type} says no {name}")
     outside = {id(model.get_input_embeddings().weight), id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
     whole_logits = not has_plain_head(model)
