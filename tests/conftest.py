@@ -41,7 +41,7 @@ def ray_local() -> Iterator[None]:
         address=address or "local",
         **own,
         logging_level="WARNING",
-        runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_process"},
+        runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
     )
     configure_ray_data()
     yield

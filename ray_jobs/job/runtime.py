@@ -126,7 +126,7 @@ class Context:
             **options,
             job_config=job_config(self.storage.uri, self.experiment.experiment),
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_process"},
+            runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
         )
         self._connected = True
         telemetry.flush()
