@@ -321,4 +321,6 @@ def build_engine(model: nn.Module, sft: SftConfig, precision: Precision, device:
     if universal and sft.zero.number:
         config["checkpoint"] = {"load_universal": True}
     engine, *_ = deepspeed.initialize(model=module, optimizer=adamw(module, sft, device), config=config, dist_init_required=False)
+    if not sft.zero.number and sft.world_size == 1:  # it would copy all gradients into one tensor and back to reduce them over nobody
+        engine.enable_backward_allreduce = False
     return engine

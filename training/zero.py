@@ -171,10 +171,10 @@ def estimate_memory(shape: ModelShape, sft: SftConfig, precision: Precision) -> 
 def _buffers(shape: ModelShape, sft: SftConfig, precision: Precision) -> int:
     """Return the bytes that a step needs for a while beside state and activations, as DeepSpeed 0.19.8 is written.
 
-    Stage 0: the parameters cast by autocast while a row is on its way, and later a bucket of gradients side by side. Stage 1 in bf16: such
-    a bucket, unless the gradients of all matrices, which are one tensor, fill it alone. Stage 2: while rows are on their way two buckets in
-    turn and one of them in fp32, and later a flat copy of this rank's gradients. Stage 3: a bucket that is always there, another that is
-    reduced with its copy in fp32, and the parameters that are gathered.
+    Stage 0: the parameters cast by autocast while a row is on its way, and later, where there are ranks to reduce them over, a bucket of
+    gradients side by side. Stage 1 in bf16: such a bucket, unless the gradients of all matrices, which are one tensor, fill it alone.
+    Stage 2: while rows are on their way two buckets in turn and one of them in fp32, and later a flat copy of this rank's gradients.
+    Stage 3: a bucket that is always there, another that is reduced with its copy in fp32, and the parameters that are gathered.
     """
     stage, learnt = sft.zero.number, shape.trainable
     half = parameters_in_bf16(sft.zero, precision)
@@ -182,7 +182,7 @@ def _buffers(shape: ModelShape, sft: SftConfig, precision: Precision) -> int:
     bucket, whole = min(BUCKET, learnt), min(WHOLE_BUCKET, learnt)
     reduced = bucket * (width + (4 if half else 0))
     if stage == 0:
-        return max(2 * shape.parameters if precision == "bf16" else 0, 4 * whole)
+        return max(2 * shape.parameters if precision == "bf16" else 0, 4 * whole if sft.world_size > 1 else 0)
     if stage == 1 and half and not sft.zero.offload_optimizer:
         return 4 * learnt if learnt < WHOLE_BUCKET else 0
     if stage < 3:

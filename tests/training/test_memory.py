@@ -29,7 +29,7 @@ def one_rank() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to know the most that was resident")
 def test_resident_bytes_a_parameter_are_those_of_the_estimate() -> None:
-    """At one rank a parameter takes 20 to 30 bytes, by stage; the table of the ZeRO paper says 16 to 18."""
+    """At one rank a parameter takes 18 to 30 bytes, by stage; the table of the ZeRO paper says 16 to 18."""
     command = [sys.executable, "-m", "tests.training.memory", "0", "1", "2", "3"]
     environment = {**os.environ, **PLAIN_MALLOC, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
