@@ -12,6 +12,7 @@ import numpy as np
 
 ITERATIONS = 50
 TOLERANCE = 1e-10
+LONGEST_STEP = 2.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def logistic_at_zero(x: np.ndarray, y: np.ndarray, groups: np.ndarray, prior: fl
         chance = 1 / (1 + np.exp(-design @ weights))
         curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty)
         step = np.linalg.solve(curvature, design.T @ (y - chance) - penalty * weights)
-        weights = weights + step
+        weights = weights + np.clip(step, -LONGEST_STEP, LONGEST_STEP)  # few rows that covariates all but tell apart would overshoot
         if np.abs(step).max() < TOLERANCE:
             break
     rate = float(1 / (1 + np.exp(-weights[0])))
