@@ -28,7 +28,7 @@ def test_scores_are_ifd_below_one_in_corpus_order_whatever_the_spans(tmp_path: P
     context = Context(parse(Experiment, values), Path("e.yaml"))
     corpus = context.storage.artifact("corpus", "c").begin()
     corpus.write(samples_table(samples))
-    corpus = corpus.seal({})
+    corpus = corpus.seal({"group_by": "prompt"})
     monkeypatch.setattr(scoring, "SPAN_ROWS", 4)
     target = scoring.score_artifact(context, corpus)
     assert target is not None
