@@ -227,7 +227,7 @@ def _delete(storage: Storage, path: str) -> None:
 def _reason(error: BaseException) -> str:
     """Return an error in one line."""
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return "interrupted" if isinstance(error, KeyboardInterrupt) else f"ended from outside, exit code {error.code}"
+        return "interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 

@@ -122,12 +122,13 @@ class Context:
             options["include_dashboard"] = False
             os.environ.setdefault(PREEMPTION_WATCHER, "0")  # an actor of its own for each run; nobody takes this machine away
         logger.info("connecting to %s", address or "a Ray of this process's own")
-        ray.init(
-            **options,
-            job_config=job_config(self.storage.uri, self.experiment.experiment),
-            logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
-        )
+        with _kept_termination():
+            ray.init(
+                **options,
+                job_config=job_config(self.storage.uri, self.experiment.experiment),
+                logging_level=logging.WARNING,
+                runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
+            )
         self._connected = True
         telemetry.flush()
         configure_ray_data()
@@ -242,13 +243,14 @@ def main(stage: str, argv: list[str] | None = None) -> int:
         with Journal(context.storage, experiment.experiment, stage, command, user_error) as context.journal:
             run_stage(context, stage)
 
+    terminated = threading.Event()
     try:
-        with _terminated_as_an_exception():
+        with _terminated_as_an_exception(terminated):
             return exit_code(stage, work)
     except KeyboardInterrupt:
         how, code = "interrupted", INTERRUPTED
-    except SystemExit as ended:
-        if ended.code not in (TERMINATED, signal.SIGTERM):  # the latter by Ray's own handler
+    except SystemExit:
+        if not terminated.is_set():  # not asked by the code: an exit that passes through Ray's core comes out of it with another one
             raise
         how, code = "ended by SIGTERM", TERMINATED
     print(f"{stage}: {how}; {_sealed_so_far(contexts)}, and the same command goes on", file=sys.stderr)
@@ -256,19 +258,29 @@ def main(stage: str, argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _terminated_as_an_exception() -> Iterator[None]:
-    """Have SIGTERM, which `ray job stop`, Kubernetes and batch systems send, clear up as Ctrl-C does."""
+def _terminated_as_an_exception(terminated: threading.Event) -> Iterator[None]:
+    """Have SIGTERM, which `ray job stop`, Kubernetes and batch systems send, clear up as Ctrl-C does; the event says that it came."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ended(number: int, frame: FrameType | None) -> None:
+        terminated.set()
         raise SystemExit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, ended)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _kept_termination() -> Iterator[None]:
+    """Keep what SIGTERM does, where somebody has said so: `ray.init` puts a handler of its own in the place of any other."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
 

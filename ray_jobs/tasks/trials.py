@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -273,6 +274,7 @@ def tune_runs(
             tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=concurrent, reuse_actors=True),
             run_config=tune.RunConfig(name=name, **place, callbacks=[Told(len(described))], verbose=0),
         )
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # its own returns as if all were done, and stays: Ctrl-C is to raise, as elsewhere
     results = tuner.fit()
     if results.errors:
         failed = SweepError(_failure(results.errors, len(results)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.cluster.machine import RANK, TASK, Machine, end_processes, kill_one
-from tests.ray_jobs.heads import ROOT
+from tests.ray_jobs.heads import ROOT, heard
 
 # What a driver's log, or the storage, shows once a stage is at work.
 STAGES = {
@@ -44,7 +44,8 @@ class Trial:
         """Start the driver."""
         environment = {**machine.head.environment, "RAY_ADDRESS": machine.head.address}
         with self.log.open("ab") as stream:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+            given = {"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL, "preexec_fn": heard}
+            self.process = subprocess.Popen(self.command, stdout=stream, stderr=stream, **given)
 
     def reached(self, stage: str) -> bool:
         """Return whether a stage is at work."""

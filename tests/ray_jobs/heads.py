@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,9 @@ RAY = BINARIES / "ray"
 # A node that is one of several on a machine must not kill its work for the memory that something else takes.
 ALONE = {"RAY_memory_monitor_refresh_ms": "0"}
 INHERITED = ("RAY_", "PYTEST_")  # an address, a token or an authentication mode of the machine must not reach the head
+
+
+heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # for a child: a shell has SIGINT ignored in what it runs in the background
 
 
 @dataclass

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import yaml
 from ray_jobs import __main__ as program
 from ray_jobs.job.experiment import STAGES, USUAL_STAGES
 from ray_jobs.job.runtime import JOB_VARIABLE, main
+from tests.ray_jobs.heads import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "ray_jobs" / "configs" / "paper.yaml"
@@ -224,7 +224,6 @@ def test_an_interrupted_stage_says_what_is_sealed(config: Path) -> None:
     """SIGINT while files are read: one line, no traceback, and the exit code of an interrupted program."""
     command = [sys.executable, "-m", "ray_jobs", "ingest", str(config)]
     given: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background, a shell has it ignored
     with subprocess.Popen(command, preexec_fn=heard, **given) as running:
         assert running.stderr is not None
         told = ""

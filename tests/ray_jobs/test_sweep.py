@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -142,8 +143,10 @@ def test_a_sweep_trains_scores_and_seals_and_goes_on_after_a_failure(context: Co
     lost, other = sweep.runs(context)
     part = Path(lost.task.dataset.parts()[0])
     part.rename(part.with_suffix(".lost"))
+    ctrl_c = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match="1 of 2 runs failed; the first: .*holds no parquet file"):
         sweep.run(context)
+    assert signal.getsignal(signal.SIGINT) is ctrl_c, "Tune's handler would take an interruption for the end of all runs"
     assert other.finished and not lost.task.model.sealed
     assert list(context.index.read()["runs"]) == other.keys
     (plan,) = context.index.read()["plan"].values()
