@@ -139,11 +139,16 @@ def _train(task: Task, figures: dict[str, Any]) -> Any:
     other = [] if own else _checkpoints(task, task.begun)
 
     def resume(engine: Any) -> tuple[int, list[dict[str, Any]]]:
+        step, rows = saved(engine)
+        if step and context.get_world_rank() == 0:
+            logger.info("%s: going on from its checkpoint, after %d steps", task.cells[0], step)
+            counter("resumptions").inc(1, {"device": task.device})
+        return step, rows
+
+    def saved(engine: Any) -> tuple[int, list[dict[str, Any]]]:
         with newest_whole((one.path, one.as_directory()) for one in own or other) as folder:
             if folder is None:
                 return 0, []
-            if context.get_world_rank() == 0:
-                counter("resumptions").inc(1, {"device": task.device})
             if own:
                 return load_state(engine, folder, task.run)
             universal = Path(tempfile.gettempdir()) / f"sft-diversity-universal-{task.run}"

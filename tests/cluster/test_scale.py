@@ -229,7 +229,8 @@ def test_every_panel_of_the_dashboard_is_in_a_scrape(cloud: Cloud, work: dict[st
     environment = {**cloud.head.environment, "RAY_ADDRESS": cloud.head.address}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: tiny.checkpoints(storage) or process.poll() is not None, 600 * PATIENCE, "a checkpoint")
+        # At the second one Ray Train has taken note of the first.
+        wait_for(lambda: len(tiny.checkpoints(storage)) > 1 or process.poll() is not None, 600 * PATIENCE, "two checkpoints")
         assert process.poll() is None
     finally:
         process.kill()
