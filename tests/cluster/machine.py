@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ class Machine:
             stack = ExitStack()
             try:
                 head = stack.enter_context(running_head(["--num-cpus", "1", "--resources", '{"driver": 1}'], environment))
-                return cls(head, [stack.enter_context(joined_node(head, ["--num-cpus", "2"])) for _ in range(nodes)], stack, environment)
+                return cls(head, [stack.enter_context(joined_node(head, node_options(head))) for _ in range(nodes)], stack, environment)
             except (RuntimeError, TimeoutError):
                 stack.close()
                 if attempt:
@@ -52,7 +53,7 @@ class Machine:
         for place, node in enumerate(self.nodes):
             if not any(b"raylet/raylet" in line for line in self.commands(node)):
                 end_processes(node)
-                self.nodes[place] = self.stack.enter_context(joined_node(self.head, ["--num-cpus", "2"]))
+                self.nodes[place] = self.stack.enter_context(joined_node(self.head, node_options(self.head)))
 
     def commands(self, session: int) -> list[bytes]:
         """Return the command lines of a session's processes."""
@@ -72,6 +73,11 @@ class Machine:
             f"print(*[n['NodeID'] for n in ray.nodes() if n['NodeManagerPort'] in {ports}])"
         )
         return self.head.run(sys.executable, "-c", program, timeout=120, RAY_ADDRESS=self.head.address).stdout.strip()
+
+
+def node_options(head: Head) -> list[str]:
+    """Return a node's options: two CPUs and, as on a machine of its own, its own folder; in one, nodes remove each other's code of a job."""
+    return ["--num-cpus", "2", "--temp-dir", f"{head.folder}/{secrets.token_hex(2)}"]
 
 
 def processes(session: int) -> list[psutil.Process]:
