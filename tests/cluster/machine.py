@@ -76,7 +76,7 @@ class Machine:
 
 
 def node_options(head: Head) -> list[str]:
-    """Return a node's options: two CPUs and, as on a machine of its own, its own folder; in one, nodes remove each other's code of a job."""
+    """Return a node's options: two CPUs and, as on a machine of its own, its own folder: in one, nodes delete each other's code."""
     return ["--num-cpus", "2", "--temp-dir", f"{head.folder}/{secrets.token_hex(2)}"]
 
 
