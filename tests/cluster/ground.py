@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.cluster import tiny
@@ -59,6 +59,7 @@ class Ground:
     model: Path
     data: str = ""
     losses: Losses = field(default_factory=dict)
+    steps: int = 48
 
     @classmethod
     def lay(cls, folder: Path) -> Ground:
@@ -71,8 +72,8 @@ class Ground:
         if begun:
             shutil.copytree(self.folder / "begun", storage)
         resources = "resources={data_workers: 4, max_cpus: 5, driver_resource: true, shared_storage: true, wait_s: 300}"
-        arguments = tiny.experiment(storage, self.corpus, self.model, steps=48)
-        more = ["grid.train=[response-micro_n24_l000_s0]", "sft.checkpoint_every=6", "evaluation.heldout.out=null"]
+        arguments = tiny.experiment(storage, self.corpus, self.model, steps=self.steps)
+        more = ["grid.train=[response-micro_n24_l000_s0]", f"sft.checkpoint_every={self.steps // 8}", "evaluation.heldout.out=null"]
         stages = "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]"
         command = [sys.executable, "-m", "ray_jobs.pipeline", tiny.CONFIG, *arguments, resources, stages, *more]
         return Trial(command, storage, self.folder / f"{storage.name}.log", mount)
@@ -90,6 +91,16 @@ class Ground:
         self.data, self.losses = tiny.data_hash(trial.storage), tiny.losses(trial.storage)
         assert self.data != "none" and self.losses
         return time.time() - began
+
+    def with_longer_runs(self, machine: Machine, steps: int) -> Ground:
+        """Return the same ground for runs of more steps, for a fault that takes its time, with what such a run leaves."""
+        other = replace(self, steps=steps)
+        trial = other.trial("longer", begun=True)
+        trial.start(machine)
+        code = trial.end(900 * PATIENCE)
+        assert code == 0, trial.log.read_text()[-3000:]
+        other.losses = tiny.losses(trial.storage)
+        return other
 
     def run(self, machine: Machine, stage: str, fault: str, delay: float, mount: Path | None = None) -> Outcome:
         """Run a trial: the fault comes `delay` seconds after the stage has begun its work."""

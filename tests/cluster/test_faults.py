@@ -40,6 +40,8 @@ def test_nothing_is_lost(machine: Machine, ground: Ground, table: Any, fault: st
     stage = MOMENTS.get(fault, "sweep")
     if fault in NEED_MOUNT and os.geteuid() != 0:
         pytest.skip("needs root, to mount a file system")
+    if fault == "drain notice":
+        ground = ground.with_longer_runs(machine, steps=320)  # ranks ask every 5 s, and to give notice takes some seconds too
     if fault in NEED_MOUNT:
         with mounted(tmp_path / "mount") as mount:
             outcome = ground.run(machine, stage, fault, 0.5, mount)
