@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 import ray
 import yaml
 from ray import tune
+from ray.tune.execution import class_cache
 
 from diversity.artifact import Storage, digest
 from diversity.config import UserError
@@ -275,6 +276,7 @@ def tune_runs(
             run_config=tune.RunConfig(name=name, **place, callbacks=[Told(len(described))], verbose=0),
         )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # its own returns as if all were done, and stays: Ctrl-C is to raise, as elsewhere
+    keep_keys_to_nodes()
     results = tuner.fit()
     if results.errors:
         failed = SweepError(_failure(results.errors, len(results)))
@@ -284,6 +286,14 @@ def tune_runs(
             if one.error and one.config
         }
         raise failed
+
+
+def keep_keys_to_nodes() -> None:
+    """Have Tune hand no cloud keys of this process to its trials.
+
+    It puts them into their runtime environment, which stands in arguments of processes, in logs and on the dashboard. Nodes have their own.
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _failure(errors: Sequence[BaseException], trials: int) -> str:

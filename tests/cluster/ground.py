@@ -132,7 +132,7 @@ class Ground:
 
 
 @contextmanager
-def mounted(folder: Path, megabytes: int = 48) -> Iterator[Path]:
+def mounted(folder: Path, megabytes: int = 256) -> Iterator[Path]:
     """Have a file system of its own in memory; needs root."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
