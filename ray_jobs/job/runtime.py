@@ -167,11 +167,9 @@ class Context:
             )
         probe = f".probe-{os.getpid()}"
         self.storage.write_bytes(probe, b"")
-        sees = ray.remote(num_cpus=0)(_sees)
         try:
             for node in nodes:
-                strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-                if not ray.get(sees.options(scheduling_strategy=strategy).remote(self.storage, probe)):
+                if not _node_sees(node, self.storage, probe):
                     raise ConfigError(f"node {node} does not see {self.storage.uri}: it is not shared storage")
         finally:
             filesystem, root = self.storage.filesystem()
@@ -206,6 +204,17 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.execution_options.preserve_order = True
     context.print_on_execution_start = False
+
+
+def _node_sees(node: str, storage: Storage, path: str) -> bool:
+    """Return whether a node sees a file; a node that an autoscaler has taken meanwhile has nothing to see."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    try:
+        return ray.get(ray.remote(num_cpus=0)(_sees).options(scheduling_strategy=strategy).remote(storage, path))
+    except ray.exceptions.RayError:
+        if node in [one["NodeID"] for one in ray.nodes() if one["Alive"]]:
+            raise
+        return True
 
 
 def _sees(storage: Storage, path: str) -> bool:
