@@ -93,8 +93,9 @@ def dry_export(model: Any, source: Path, sft: SftConfig) -> None:
 
     stands_in = {name: torch.zeros((), dtype=one.dtype).expand(getattr(one, "ds_shape", one.shape)) for name, one in lasting(model)}
     try:
-        fresh = _untrained(source, stands_in, sft)
-        revert_weight_conversion(fresh, {name: tensor.to("meta") for name, tensor in fresh.state_dict().items()})
+        fresh = _untrained(source, stands_in, sft).to("meta")
+        fresh = fresh if sft.lora is None else fresh.merge_and_unload()
+        revert_weight_conversion(fresh, fresh.state_dict())
     except ExportError:
         raise
     except Exception as error:  # architectures raise whatever they like
