@@ -121,12 +121,18 @@ def plan(context: Context) -> Iterator[str]:
         yield f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}{estimate}"
 
 
-def run(context: Context) -> None:
-    """Seal the embeddings of both sides and every typing of the experiment, over every corpus that its cells are chosen from."""
+def _scored(context: Context) -> Artifact:
+    """Return the corpus of the index without the samples that its scorer leaves out, made where it is not there yet."""
     whole = context.require(heldout.corpus_artifact(context), _maker(context))
     corpus = scoring.derive_good(context, whole)
     if corpus != whole:
         context.index.add("corpus", None, corpus)
+    return corpus
+
+
+def run(context: Context) -> None:
+    """Seal the embeddings of both sides and every typing of the experiment, over every corpus that its cells are chosen from."""
+    corpus = context.corpus or _scored(context)
     _profile(context, corpus)
     if length_window.NAME in context.experiment.grid.controls:
         window = chosen_from(context, length_window.NAME)
