@@ -25,9 +25,9 @@ $(VENV)/installed-$(FAISS): pyproject.toml constraints.txt
 probe: install
 	$(BIN)/python -m ray_jobs.pipeline ray_jobs/configs/demo.yaml
 
-# Two processes, file by file, the longest folder first, so that both end together.
+# Three processes, file by file, the longest folder first, so that all end together; on two cores, since many tests wait for other processes.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What no laptop needs for its work and a check of the clusters does; apart, because moto wants other versions than we do.
 cluster-tools: $(VENV)/cluster-tools/bin/hadolint $(VENV)/cluster-tools/node_modules/.bin/s3rver
