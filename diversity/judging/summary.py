@@ -62,7 +62,7 @@ def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores
         np.array([sum(w * row["score"] for w, row in zip(ws, by_prompt[one], strict=True)) for one, ws in zip(ids, weighted, strict=True)]),
         np.array([sum(ws) for ws in weighted], np.float64),
         np.array([_mean(by_prompt[one], "longer") for one in ids], np.float64),
-        np.array([[_mean(by_prompt[one], name) for name in style.COLUMNS] for one in ids], np.float64).reshape(len(ids), len(style.COLUMNS)),
+        np.array([_mean(by_prompt[one], name) for one in ids for name in style.COLUMNS], np.float64).reshape(-1, len(style.COLUMNS)),
     )
 
 
