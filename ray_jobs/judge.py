@@ -77,8 +77,9 @@ def run(context: Context) -> None:
 def _ask(context: Context, contest: Contest, judge: JudgeConfig) -> None:
     """Seal all verdicts of one judge."""
     rubric = load_rubric(judge.rubric)
-    for_index = {f"{judge.name}/{work.answerer}/{work.baseline}": work.verdicts for work in contest.work(judge, rubric)}
-    left = [work for work in contest.work(judge, rubric) if not work.verdicts.sealed]
+    every = list(contest.work(judge, rubric))
+    for_index = {f"{judge.name}/{work.answerer}/{work.baseline}": work.verdicts for work in every}
+    left = [work for work in every if not work.verdicts.sealed]
     if not left:
         logger.info("judge: %s has given all its verdicts already", judge.name)
         context.index.add_many("verdicts", for_index)

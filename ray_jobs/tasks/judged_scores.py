@@ -31,8 +31,7 @@ def seal_scores(context: Context, contest: Contest) -> None:
         artifact = _scores_of(context, one, mine)
         if any(one.keys == run.keys for run in contest.runs):
             context.index.add_many("judged", dict.fromkeys(one.keys, artifact))
-        named = [(name, [table]) for name, table in mine.items()] + ([(JURY, list(mine.values()))] if len(mine) > 1 else [])
-        rows += [page.Row(one.name, one.again, name, estimates(tables)) for name, tables in named]
+        rows += [page.Row(one.name, one.again, name, estimates(tables)) for name, tables in _and_jury(mine)]
     between = [(a, b, agreement.between(by_judge[a], by_judge[b])) for i, a in enumerate(by_judge) for b in list(by_judge)[i + 1 :]]
     data = page.JudgingData(
         experiment=context.experiment.experiment,
@@ -52,12 +51,18 @@ def _labelled(contest: Contest, judge: JudgeConfig, rubric: Rubric) -> pa.Table:
     tables = []
     for one, other in contest.matches:
         table = contest.verdicts(judge, rubric, one.answers.fingerprint, other.answers.fingerprint).read()
-        named = {"answerer": one.name, "baseline": other.name}
-        tables.append(table.append_column("answerer", pa.array([named["answerer"]] * len(table), pa.string())))
-        tables[-1] = tables[-1].append_column("baseline", pa.array([named["baseline"]] * len(table), pa.string()))
+        for column, name in (("answerer", one.name), ("baseline", other.name)):
+            table = table.append_column(column, pa.array([name] * len(table), pa.string()))
+        tables.append(table)
     if not tables:
         raise ArtifactError("nobody but the baseline has answered: there is nothing to judge")
     return pa.concat_tables(tables)
+
+
+def _and_jury(verdicts: dict[str, pa.Table]) -> list[tuple[str, list[pa.Table]]]:
+    """Return every judge's verdicts by its name, and where there are several judges, all of theirs as the jury's."""
+    jury = [(JURY, list(verdicts.values()))] if len(verdicts) > 1 else []
+    return [(judge, [table]) for judge, table in verdicts.items()] + jury
 
 
 def _report(contest: Contest, judge: JudgeConfig, rubric: Rubric, verdicts: pa.Table) -> JudgeReport:
@@ -75,8 +80,7 @@ def _scores_of(context: Context, one: Answerer, verdicts: dict[str, pa.Table]) -
         return artifact
     counted = one.table().select(["prompt_id", "tokens"]).to_pylist()
     tokens = {row["prompt_id"]: row["tokens"] or 0 for row in counted}
-    named = [(judge, [table]) for judge, table in verdicts.items()] + ([(JURY, list(verdicts.values()))] if len(verdicts) > 1 else [])
-    parts = [scores(tables, run=one.name, judge=judge, tokens=tokens) for judge, tables in named]
+    parts = [scores(tables, run=one.name, judge=judge, tokens=tokens) for judge, tables in _and_jury(verdicts)]
     target = artifact.begin()
     target.write(pa.concat_tables([rows for rows, _ in parts]))
     target.write(pa.concat_tables([singles for _, singles in parts]), "samples/part-00000.parquet")
