@@ -115,7 +115,10 @@ class Answers:
 
 
 class _LooseLines:
-    """Answers as lines of a file for each process that keeps some; its lock says whether the process lives."""
+    """Answers as lines of a file for each process that keeps some; its lock says whether the process lives.
+
+    A file's name says which packed file was next when it was begun, and how many loose ones came before it: in that order they are read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -139,7 +142,9 @@ class _LooseLines:
         """Append an answer."""
         if self._own is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"{number:06d}-{uuid.uuid4().hex}.jsonl"
+            before = [path.name.split("-")[1] for path in self._folder.glob("*-*-*.jsonl")]
+            after = max(map(int, before), default=-1) + 1
+            path = self._folder / f"{number:06d}-{after:06d}-{uuid.uuid4().hex}.jsonl"
             self._own = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             fcntl.flock(self._own, fcntl.LOCK_EX)
             self._left.append(path)

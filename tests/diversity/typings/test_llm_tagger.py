@@ -5,7 +5,7 @@ import time
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diversity.artifact import Storage
@@ -118,6 +118,7 @@ def test_answers_are_on_disk_the_moment_they_arrive(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["keep", "add", "pack", "reopen"])), max_size=12))
+@example([("a", step) for _ in range(8) for step in ("keep", "reopen")])  # eight files of one number: the last one counts
 @settings(max_examples=60, deadline=None)
 def test_answers_are_a_mapping(tmp_path_factory, steps):
     storage = Storage(str(tmp_path_factory.mktemp("answers")))
