@@ -10,18 +10,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from diversity.config import UserError
 from diversity.effects.partial import pooled_sd
 from diversity.effects.schema import MIN_LEVELS, arm_name, grouped
 from diversity.effects.units import datasets
+from ray_jobs.report import svg
 from ray_jobs.report.figures import Panel, Row, figure, flat_rows, own_coverage, panel_keys, panel_title, size_colours
 from ray_jobs.report.plots import coverage_panel
 from ray_jobs.report.score_plots import Score, score_rows
-from ray_jobs.report.svg import SURFACE
+from ray_jobs.report.svg import INK, MUTED, SETTINGS, SURFACE
 
 MANY = 150  # datasets of one size in one panel: beyond, only the means of levels are drawn
+PICTURE = (420, 380)  # points of one arm in a picture that stands alone
 
 
 def dose_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table) -> list[Panel]:
@@ -35,12 +40,12 @@ def dose_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.T
     """
     grid, scored = cells.to_pylist(), score_rows(results, score)
     colours, own = size_colours(row["size"] for row in grid), own_coverage(grid, coverage)
-    limits = _limits([unit["value"] for _, group in grouped(scored, ("strategy", "control")) for unit in datasets(group)])
+    limits = _limits(scored)
     prefix = f"dose-{score.evaluator}-{score.metric}-{score.split}"
     panels = []
     for strategy, control in panel_keys(grid):
         name = panel_title(strategy, control)
-        mine = [row for row in scored if (row["strategy"], row["control"]) == (strategy, control) and row["level"] is not None]
+        mine = _of_arm(scored, strategy, control)
         trained = len({row["level"] for row in mine if row["coverage"] is not None})
         if trained < MIN_LEVELS:
             levels = len({row["level"] for row in grid if (row["strategy"], row["control"]) == (strategy, control)})
@@ -51,6 +56,43 @@ def dose_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.T
         label = f"{score.label} against measured coverage for {name}"
         panels.append(Panel(name, _panel(f"{prefix}-{name}", label, score.label, mine, flat, colours, limits)))
     return panels
+
+
+def picture(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table, title: str) -> str:
+    """Return the panels of what was trained at enough levels, side by side, as an SVG that stands alone.
+
+    Args:
+        cells: one row for each cell: cell, strategy, size, level, control.
+        results: rows of RESULTS_SCHEMA.
+        score: which score.
+        coverage: cell, typing, coverage.
+        title: what stands above.
+
+    Raises:
+        UserError: no arm was trained at enough levels.
+    """
+    grid, scored = cells.to_pylist(), score_rows(results, score)
+    arms = [(key, _of_arm(scored, *key)) for key in panel_keys(grid)]
+    arms = [(key, rows) for key, rows in arms if len({row["level"] for row in rows if row["coverage"] is not None}) >= MIN_LEVELS]
+    if not arms:
+        raise UserError(f"no picture: a line takes {MIN_LEVELS} levels of one strategy, trained and scored")
+    colours, limits = size_colours(row["size"] for row in grid), _limits(scored)
+    width, height = PICTURE[0] * len(arms), PICTURE[1]
+    titles: dict[str, list[str]] = {}
+    with rc_context(SETTINGS):  # type: ignore[arg-type]
+        canvas = Figure(figsize=(width / 72, height / 72), facecolor=SURFACE)
+        canvas.subplots_adjust(left=58 / width, right=1 - 14 / width, bottom=44 / height, top=1 - 88 / height, wspace=0.12)
+        for axes, ((strategy, control), rows) in zip(canvas.subplots(1, len(arms), sharey=True, squeeze=False).flat, arms, strict=True):
+            flat = _placed(flat_rows(scored, control), coverage, strategy)
+            titles |= _draw_panel(axes, rows, flat, colours, limits, prefix=f"{panel_title(strategy, control)}-")
+            axes.set_title(panel_title(strategy, control))
+        canvas.axes[0].set_ylabel(f"{score.label} ({score.direction})")
+        canvas.text(58 / width, 1 - 24 / height, title, fontsize=13, fontweight="bold", color=INK)
+        told = (
+            "dots: a dataset each; discs: means of levels, diamonds: random, with 95% intervals; dotted: best fit that only rises or falls"
+        )
+        canvas.text(58 / width, 1 - 44 / height, told, fontsize=9, color=MUTED)
+        return svg.render(canvas, "dose", f"{score.label} against measured coverage", titles, svg.Theme(svg.LIGHT))
 
 
 def length_beside(cells: pa.Table, coverage: pa.Table) -> list[Panel]:
@@ -125,22 +167,31 @@ def _panel(
     titles: dict[str, list[str]] = {}
 
     def draw(axes: Axes) -> None:
-        for size, colour in colours.items():
-            units = datasets(row for row in rows if row["size"] == size and row["coverage"] is not None)
-            if units:
-                titles.update(_draw_arm(axes, units, colour, size))
-            titles.update(_draw_flat(axes, [row for row in flat if row["size"] == size], colour, size))
-        axes.set_ylim(*limits)
-        axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("measured coverage of its own types (%)")
+        titles.update(_draw_panel(axes, rows, flat, colours, limits))
         axes.set_ylabel(axis)
 
     return figure(draw, identity, label, titles)
 
 
-def _draw_arm(axes: Axes, units: Sequence[Row], colour: str, size: int) -> dict[str, list[str]]:
+def _draw_panel(
+    axes: Axes, rows: Sequence[Row], flat: Sequence[Row], colours: Mapping[int, str], limits: tuple[float, float], prefix: str = ""
+) -> dict[str, list[str]]:
+    """Draw an arm and what has no level beside it, each size in its colour; return hover titles."""
+    titles: dict[str, list[str]] = {}
+    for size, colour in colours.items():
+        units = datasets(row for row in rows if row["size"] == size and row["coverage"] is not None)
+        if units:
+            titles |= _draw_arm(axes, units, colour, f"{prefix}{size}")
+        titles |= _draw_flat(axes, [row for row in flat if row["size"] == size], colour, f"{prefix}{size}")
+    axes.set_ylim(*limits)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("measured coverage of its own types (%)")
+    return titles
+
+
+def _draw_arm(axes: Axes, units: Sequence[Row], colour: str, identity: str) -> dict[str, list[str]]:
     """Draw datasets, means of levels with intervals, line and isotonic fit; return hover titles."""
     x, y = np.array([100 * unit["coverage"] for unit in units]), np.array([unit["value"] for unit in units])
     titles = {}
@@ -153,28 +204,29 @@ def _draw_arm(axes: Axes, units: Sequence[Row], colour: str, size: int) -> dict[
         axes.plot(places, fitted, color=colour, linewidth=1, linestyle=(0, (1, 1.5)))
         where, at, half = ([mean[i] for mean in means] for i in (1, 2, 3))
         axes.errorbar([100 * w for w in where], at, yerr=half, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
-        axes.scatter([100 * w for w in where], at, s=24, color=colour, linewidths=0, zorder=3, gid=f"means-{size}")
-        titles[f"means-{size}"] = [
-            f"level {level:.0%}, {n} datasets of {size:,}: {mean:.4g} ± {half:.2g}, coverage {place:.1%}"
+        axes.scatter([100 * w for w in where], at, s=24, color=colour, linewidths=0, zorder=3, gid=f"means-{identity}")
+        titles[f"means-{identity}"] = [
+            f"level {level:.0%}, {n} datasets of {units[0]['size']:,}: {mean:.4g} ± {half:.2g}, coverage {place:.1%}"
             for level, place, mean, half, n in means
         ]
     if len(units) <= MANY:
-        axes.scatter(x, y, s=10, color=colour, alpha=0.45, linewidths=0, gid=f"points-{size}")
-        titles[f"points-{size}"] = [_hover(unit) for unit in units]
+        axes.scatter(x, y, s=10, color=colour, alpha=0.45, linewidths=0, gid=f"points-{identity}")
+        titles[f"points-{identity}"] = [_hover(unit) for unit in units]
     return titles
 
 
-def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, size: int) -> dict[str, list[str]]:
+def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str) -> dict[str, list[str]]:
     """Draw what has no level, at its own coverage: hollow diamonds, the mean with its interval."""
     titles = {}
     for key, group in grouped(rows, ("strategy", "control")):
         units = datasets(group)
         ((_, place, mean, half, n),) = level_means([{**unit, "level": 0.0} for unit in units])
-        gid = f"flat-{key['strategy']}-{size}"
+        gid = f"flat-{key['strategy']}-{identity}"
         axes.errorbar([100 * place], [mean], yerr=[half], fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
         axes.scatter([100 * place], [mean], s=34, marker="D", facecolors=SURFACE, edgecolors=colour, linewidths=1.2, zorder=4, gid=gid)
         name = arm_name(key["strategy"], key["control"])
-        titles[gid] = [f"{name}, {size:,}: {mean:.4g} ± {half:.2g} over {n} {'dataset' if n == 1 else 'datasets'}, coverage {place:.1%}"]
+        over = f"{n} {'dataset' if n == 1 else 'datasets'} of {units[0]['size']:,}"
+        titles[gid] = [f"{name}: {mean:.4g} ± {half:.2g} over {over}, coverage {place:.1%}"]
     return titles
 
 
@@ -183,8 +235,13 @@ def _hover(unit: Row) -> str:
     return f"{unit['cell']}: {unit['value']:.4g}{runs}, coverage {unit['coverage']:.1%}"
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def _of_arm(scored: Sequence[Row], strategy: str, control: str) -> list[Row]:
+    return [row for row in scored if (row["strategy"], row["control"]) == (strategy, control) and row["level"] is not None]
+
+
+def _limits(scored: Sequence[Row]) -> tuple[float, float]:
     """Return limits of y that hold every dataset, common to all panels so that they compare."""
+    values = [unit["value"] for _, group in grouped(scored, ("strategy", "control")) for unit in datasets(group)]
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)

@@ -1,4 +1,4 @@
-"""An analysis once more, from its own tables: `sft-diversity analyze FOLDER [--html FILE] [--save FOLDER]`.
+"""An analysis once more, from its own tables: `sft-diversity analyze FOLDER [--html FILE] [--picture FILE] [--save FOLDER]`.
 
 FOLDER is `<storage>/results/<fingerprint>`, which `analyze CONFIG.yaml` sealed, or a copy of its files. Effects are computed anew, the
 verdict is printed, and the page is written: the same one, but for what holds texts of samples.
@@ -12,8 +12,11 @@ from pathlib import Path
 
 from diversity.config import UserError
 from ray_jobs.job.runtime import absolute, tool
+from ray_jobs.report.data import ReportData
+from ray_jobs.report.dose import picture
 from ray_jobs.report.folder import read
 from ray_jobs.report.page import render
+from ray_jobs.report.score_plots import scores
 from ray_jobs.report.text import told
 
 
@@ -27,6 +30,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sft-diversity analyze", description="Compute an analysis again, from its own tables.")
     parser.add_argument("folder", help="<storage>/results/<fingerprint>, or a copy of its files")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write one SVG: the primary score against measured coverage")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="copy the tables: all that is needed to do this again")
     return parser.parse_args(argv)
 
@@ -42,7 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(told(data))
     if given.save:
         analysis.save(given.save)
+    if given.picture:
+        given.picture.write_text(_picture(data), "utf-8")
+        print(f"\npicture: {given.picture}")
     if given.html:
         given.html.write_text(render(data), "utf-8")
         print(f"\npage: {given.html}")
     return 0
+
+
+def _picture(data: ReportData) -> str:
+    found = scores(data.results)
+    if not found:
+        raise UserError("no picture: nothing is scored yet")
+    return picture(data.cells, data.results, found[0], data.coverage, data.note or data.experiment)

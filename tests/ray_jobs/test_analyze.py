@@ -308,6 +308,8 @@ def test_the_tables_alone_give_the_same_verdict_and_the_same_page(tmp_path, caps
     assert redraw.main([str(copied), "--html", str(page)]) == 0
     assert capsys.readouterr().out.startswith(told)
     assert page.read_text("utf-8") == drawn
+    assert redraw.main([str(copied), "--picture", str(tmp_path / "dose.svg")]) == 0
+    assert "against measured coverage" in (tmp_path / "dose.svg").read_text("utf-8")
 
 
 def test_a_folder_without_tables_is_told(tmp_path, capsys):

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from diversity.artifact import Storage
 from diversity.cell import Cell
+from diversity.config import UserError
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA
 from ray_jobs.report import score_plots
 from ray_jobs.report.distinct import distinct_lines, distinct_table
-from ray_jobs.report.dose import dose_panels, isotonic, length_beside, level_means
+from ray_jobs.report.dose import dose_panels, isotonic, length_beside, level_means, picture
 from ray_jobs.report.prompts import PromptErrors, prompts_table
 from tests.diversity.effects.results import result, table
 from tests.ray_jobs import made_up
@@ -52,16 +53,30 @@ def test_random_stands_at_its_own_coverage_with_length_beside():
     (panel,) = dose_panels(data.cells, data.results, score, data.coverage)
     mine = [row["coverage"] for row in data.coverage.to_pylist() if row["typing"] == "response-micro" and row["cell"].startswith("random")]
     titles = re.findall(r"<title>(.*?)</title>", panel.svg)
-    (told,) = [title for title in titles if title.startswith("random, 1,000: ")]
-    assert told.endswith(f"over 2 datasets, coverage {np.mean(mine):.1%}")
+    (told,) = [title for title in titles if title.startswith("random: ")]
+    assert told.endswith(f"over 2 datasets of 1,000, coverage {np.mean(mine):.1%}")
     assert (
         sum(title.startswith("level ") for title in titles) == 3 and sum(title.startswith("response-micro_n1000") for title in titles) == 6
     )
     (length,) = length_beside(data.cells, data.coverage)
-    assert any(title.startswith("random, 1,000: ") for title in re.findall(r"<title>(.*?)</title>", length.svg))
+    assert any(title.startswith("random: ") for title in re.findall(r"<title>(.*?)</title>", length.svg))
     few = data.results.filter(pa.array([row["level"] != 0.5 for row in data.results.to_pylist()]))
     (panel,) = dose_panels(data.cells, few, score, data.coverage)
     assert panel.remark == "2 of 3 levels trained: too few for a line"
+    with pytest.raises(UserError, match="a line takes 3 levels"):
+        picture(data.cells, few, score, data.coverage, "")
+
+
+def test_the_picture_that_stands_alone_shows_every_arm_that_was_trained():
+    grid = made_up.cells((1000,), levels=3, seeds=(0, 1))
+    data = made_up.report_data(grid, bootstraps=0)
+    (score, *_) = score_plots.scores(data.results)
+    drawn = picture(data.cells, data.results, score, data.coverage, "A study of something")
+    arms = dict.fromkeys(cell.strategy for cell in grid if cell.level is not None)
+    assert all(f">{arm}<" in drawn for arm in arms) and "A study of something" in drawn and "var(--" not in drawn
+    titles = re.findall(r"<title>(.*?)</title>", drawn)
+    assert sum(title.startswith("random: ") for title in titles) == len(arms) > 1
+    assert sum(title.startswith("level ") for title in titles) == 3 * len(arms)
 
 
 # ---- how many datasets there are
