@@ -27,7 +27,7 @@ probe: install
 
 # Three processes, file by file, the longest folder first, so that all end together; on two cores, since many tests wait for other processes.
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 # What no laptop needs for its work and a check of the clusters does; apart, because moto wants other versions than we do.
 cluster-tools: $(VENV)/cluster-tools/bin/hadolint $(VENV)/cluster-tools/node_modules/.bin/s3rver

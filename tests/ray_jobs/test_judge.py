@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import re
-import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +12,12 @@ import pytest
 import yaml
 
 from diversity.judging.verdicts import OUTCOMES
-from diversity.llm.answers import Answers
-from diversity.llm.asking import Asker, request_key
-from diversity.llm.budget import BudgetConfig, BudgetSpent
-from diversity.llm.endpoint import EndpointConfig
+from diversity.llm.budget import BudgetSpent
 from ray_jobs import answer, judge
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context, main
-from ray_jobs.tasks.judged import ledger
 from ray_jobs.tools import judgments
 from tests.endpoint import Server, completion
-from tests.fault_proxy import FaultProxy
 
 PARTS = re.compile(r"<answer_(a|b) (\w+)>\n(.*?)\n</answer_\1 \2>", re.DOTALL)
 ANSWERS = {"good": "A whole answer to {}. It has three sentences. And an end that says why it is so.", "bad": "No idea about {}."}
@@ -185,72 +176,3 @@ def test_what_is_no_verdict_is_counted_by_what_it_is(tmp_path: Path, serve: Any)
     counted = judged(given)["reports"][0]["outcomes"]
     assert all(1 <= counted[name] <= 2 for name in ("too_long", "refused", "cut", "ambiguous"))
     assert sum(counted.values()) == 2 * (N + 10)
-
-
-KILLS, LIMIT = 20, {"requests": 900, "tokens": 3_000_000}
-
-
-def test_twenty_kills_of_the_stage_change_nothing_and_pay_nothing_twice(tmp_path: Path, serve: Any) -> None:
-    """SIGKILL at random moments of the stage, under faults of its endpoint, against a run that nothing disturbs.
-
-    The verdicts are the same; what was kept when a job died is never asked again, as the server counts; and the budget holds.
-    """
-
-    def slow(prompt: str, number: int) -> tuple[int, dict[str, str], object]:
-        time.sleep(0.02)
-        return honest(prompt, number)
-
-    asked: list[str] = []
-    draw, faults = random.Random(3), {5: "429", 11: "500", 17: "cut", 23: "malformed", 27: "no usage"}
-    proxy = FaultProxy(serve(slow).url, lambda number, body: asked.append(request_key(body)) or faults.get(number % 29))
-    given = context(tmp_path, proxy.url, budget=LIMIT, calibration={"pairs": 16})
-    answer.run(given)
-    jobs = multiprocessing.get_context("forkserver")  # a new process that has imported the stage, each time
-    jobs.set_forkserver_preload(["ray_jobs.judge"])
-    killed, kept = 0, set[str]()
-    for _ in range(KILLS):
-        before, more = len(asked), draw.randrange(12)
-        job = jobs.Process(target=main, args=("judge", [str(given.config_path)]))
-        job.start()
-        while job.is_alive() and len(asked) < before + more:
-            time.sleep(0.002)
-        time.sleep(draw.random() * 0.02)
-        job.kill()
-        job.join()
-        killed += job.exitcode == -signal.SIGKILL
-        settled(asked)
-        assert not kept & set(asked[before:]), "what was kept when the job before died is not asked again"
-        kept = set(_kept(given).find(set(asked)))
-    before = len(asked)
-    judge.run(given)
-    assert killed == KILLS and before < len(asked) and not kept & set(asked[before:])
-    budget = Asker(None, EndpointConfig(), _kept(given), BudgetConfig(**LIMIT), storage=given.storage, ledger=ledger(given, "judge")).budget
-    assert len(asked) == proxy.requests <= budget.requests <= LIMIT["requests"]
-    assert proxy.billed_tokens <= budget.tokens <= LIMIT["tokens"]
-    proxy.close()
-
-    (tmp_path / "clean").mkdir()
-    clean = context(tmp_path / "clean", serve(honest).url, calibration={"pairs": 16})
-    answer.run(clean)
-    judge.run(clean)
-    assert _verdicts(given) == _verdicts(clean) and judged(given)["rows"] == judged(clean)["rows"]
-    print(f"{len(proxy.delivered)} verdicts paid for, {proxy.requests} requests, {budget.requests} booked, {killed} kills")
-
-
-def settled(asked: list[str]) -> None:
-    """Wait until what a dead process had on the wire has arrived."""
-    seen = -1
-    while seen != (seen := len(asked)):
-        time.sleep(0.1)
-
-
-def _kept(given: Context) -> Answers:
-    assert given.experiment.judging is not None
-    return judge.kept_answers(given, given.experiment.judging.judges[0])
-
-
-def _verdicts(given: Context) -> dict[str, list[dict[str, Any]]]:
-    """Return all sealed verdicts, without the usage that an endpoint may not have told."""
-    folder = Path(given.storage.uri) / "verdicts"
-    sealed = [one for path in folder.iterdir() if (one := given.storage.at(f"verdicts/{path.name}")).sealed]
-    return {one.path: one.read().drop_columns(["prompt_tokens", "completion_tokens"]).to_pylist() for one in sealed}

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,25 +196,3 @@ def test_an_edited_file_gives_new_artifacts(whole: Path, config: Path, tmp_path:
     assert main("pipeline", arguments) == 0
     after = json.loads((whole / "experiments/edited/index.json").read_text())["artifacts"]["corpus"]
     assert after != before
-
-
-def kill_when(command: list[str], moment: str) -> None:
-    """Start a command and SIGKILL its whole process group when its log says the words."""
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert child.stderr is not None
-    said = any(moment in line for line in child.stderr)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    assert said, f"{command} ended before it said {moment!r}"
-
-
-def test_a_run_killed_twice_is_resumed_with_the_same_content(whole: Path, config: Path, tmp_path: Path) -> None:
-    storage = tmp_path / "runs"
-    arguments = [str(config), f"storage={storage}"]
-    command = [sys.executable, "-m", "ray_jobs.pipeline", *arguments]
-    kill_when(command, "1 of 1 spans")
-    kill_when(command, "chosen: ")
-    assert "datasets" not in entries(storage), "it was killed before its end"
-    assert main("pipeline", arguments) == 0
-    assert contents(storage) == contents(whole)

@@ -251,59 +251,6 @@ def test_a_killed_rank_goes_on_from_its_checkpoint_with_the_same_curve(context: 
     assert rows["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), rel=1e-6), "equal to what fp32 resolves"
 
 
-def test_a_run_goes_on_where_another_number_of_ranks_stopped(context: Context, ray_local: None) -> None:
-    """Two ranks are killed after two checkpoints, the newest loses its end, and one rank, told so, ends what they began from the other."""
-    import torch
-
-    from tests.training.ranks import alone
-    from training.checkpoint import STATE
-    from training.sft import Job, fine_tune
-
-    values = context.experiment.model_dump(mode="json")
-    values["grid"]["train"], values["evaluation"]["evaluators"] = ["longest_n8_s0"], ["nll"]
-    values["resources"] |= {"cpus_per_rank": 0.45}
-    values["sft"] |= {"budget": {"response_tokens": 40 * 60}, "checkpoint_every": 5, "max_failures": 0, "zero": {"stage": 2}}
-
-    def changed(**sft: int) -> Context:
-        return Context(Experiment.model_validate({**values, "sft": {**values["sft"], **sft}}), context.config_path)
-
-    two, one = changed(world_size=2), changed(world_size=1, resume_world_size=2)
-    (begun,), (rest,) = sweep.runs(two), sweep.runs(one)
-    assert rest.task.begun == begun.task.run != rest.task.run
-    assert sweep.runs(changed(world_size=1))[0].task.run == rest.task.run, "the option is no part of a run's name"
-    folder = Path(context.storage.uri) / "train" / begun.task.run
-
-    def published() -> list[Any]:
-        snapshot = folder / "checkpoint_manager_snapshot.json"
-        return json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.exists() else []
-
-    with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(sweep.run, two)
-        wait_for(lambda: work.done() or len(published()) > 1, 240, "two checkpoints")
-        assert not work.done(), "the run ended before its ranks were killed"
-        for child in psutil.Process().children(recursive=True):
-            if "TrainWorker" in " ".join(child.cmdline()):
-                child.kill()
-        with pytest.raises(UserError, match="1 of 1 runs failed"):
-            work.result()
-    before, newest = (folder / one["checkpoint_dir_name"] / STATE for one in published())  # two are kept
-    cut = next(newest.glob("*optim_states.pt"))
-    cut.write_bytes(cut.read_bytes()[:100])
-    state = before / "mp_rank_00_model_states.pt"
-    taken = torch.load(state, map_location="cpu", weights_only=False)["rows"]
-    assert not begun.task.model.sealed and 0 < len(taken) < 60
-    sweep.run(one)
-    assert rest.task.model.sealed and rest.task.model.manifest["resume_world_size"] == 2 and not folder.exists()
-
-    alone()
-    table = rest.task.dataset.read(columns=["sample_id", "messages"])
-    whole = fine_tune(Job(Path(context.experiment.model), table, one.experiment.sft, 0, "cpu")).rows
-    rows = rest.task.model.read(".")
-    assert rows["step"].to_pylist() == list(range(whole.num_rows)) and whole.num_rows > 20
-    assert rows["seconds"].to_pylist()[: len(taken)] == [row["seconds"] for row in taken], "these steps are not taken again"
-    assert rows["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), abs=1e-5)
-
-
 def _run_the_docs(context: Context) -> None:
     """Run every line of the page on analysing a sweep, on this one."""
     rows = [{"cell": key, "evaluator": "nll", "metric": "nll", "value": 1.0} for key in context.index.read()["scores"]]
