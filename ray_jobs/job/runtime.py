@@ -112,7 +112,11 @@ class Context:
         return Index(self.storage, self.experiment.experiment)
 
     def connect(self) -> None:
-        """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own."""
+        """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own.
+
+        Raises:
+            ResourcesNotAvailable: a Ray of this process's own did not start within the 30 seconds that Ray gives it.
+        """
         if self._connected or ray.is_initialized():
             return
         resources = self.experiment.resources
@@ -122,13 +126,18 @@ class Context:
             options["include_dashboard"] = False
             os.environ.setdefault(PREEMPTION_WATCHER, "0")  # an actor of its own for each run; nobody takes this machine away
         logger.info("connecting to %s", address or "a Ray of this process's own")
-        with _kept_termination():
-            ray.init(
-                **options,
-                job_config=job_config(self.storage.uri, self.experiment.experiment),
-                logging_level=logging.WARNING,
-                runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
-            )
+        try:
+            with _kept_termination():
+                ray.init(
+                    **options,
+                    job_config=job_config(self.storage.uri, self.experiment.experiment),
+                    logging_level=logging.WARNING,
+                    runtime_env={"worker_process_setup_hook": "ray_jobs.job.process.configure_worker"},
+                )
+        except Exception as error:  # of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            raise ResourcesNotAvailable("Ray did not start within 30 s: is this machine busy? Give the same command again") from None
         self._connected = True
         telemetry.flush()
         configure_ray_data()
