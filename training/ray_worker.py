@@ -1,6 +1,6 @@
 """What every rank of a Ray Train run does: read a sealed dataset, train, seal the model, score it, seal the scores.
 
-The only file of this package that names Ray.
+This file and `ray_signals.py` are the only ones of this package that name Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,10 @@ from diversity.datasets import dataset
 from diversity.judging.prompt_sets import asked_once
 from training.config import SftConfig
 from training.evaluators import EvaluationConfig
+from training.ray_signals import Metered, Notice, counter, rank_device
 from training.run_files import WEIGHTS, Kept, cache_folder, folder_to_fill, local_copy, remove_weights
 
 logger = logging.getLogger(__name__)
-
-COUNTERS = {
-    "tokens": "tokens that passed through models in training",
-    "rank_seconds": "seconds of ranks in training steps; on `cuda`, GPU-seconds",
-    "resumptions": "runs that went on from a checkpoint",
-}
-ASK_EVERY_S = 5  # for a notice of preemption, which comes 30 s (Google) or 120 s (AWS) ahead; asking is a barrier of all ranks
 
 
 @dataclass(frozen=True)
@@ -218,31 +211,6 @@ def _curve(task: Task) -> Iterator[Any]:
             pafs.copy_files(f"{folder}/tensorboard", place, destination_filesystem=filesystem)
 
 
-@cache
-def counter(name: str) -> Any:
-    """Return a counter of `COUNTERS`, for Prometheus; `ray_jobs/job/metrics.py` says how such figures are seen."""
-    from ray.util.metrics import Counter
-
-    return Counter(f"sft_diversity_{name}", description=COUNTERS[name], tag_keys=("device",))
-
-
-class Metered:
-    """The trackers of a run, on rank 0, with what all of its ranks have done counted for Prometheus."""
-
-    def __init__(self, trackers: Any, device: str) -> None:
-        self.trackers, self.tags, self.ranks = trackers, {"device": device}, ray.train.get_context().get_world_size()
-
-    def step(self, row: dict[str, Any]) -> None:
-        """Take a step's row."""
-        counter("tokens").inc(row["tokens"], self.tags)
-        counter("rank_seconds").inc(row["seconds"] * self.ranks, self.tags)
-        self.trackers.step(row)
-
-    def close(self, *, failed: bool) -> None:
-        """Close the trackers."""
-        self.trackers.close(failed=failed)
-
-
 def _reporter(task: Task) -> Any:
     """Return the hook that hands every rank's part of a checkpoint to Ray Train, which publishes it once all parts are there."""
     from training.checkpoint import save_state
@@ -253,35 +221,6 @@ def _reporter(task: Task) -> Any:
             ray.train.report({"step": step, "loss": rows[-1]["loss"]}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     return save
-
-
-class Notice:
-    """Says, once for each, that a machine with ranks of this run is about to be taken away. Every rank calls it, and gets one answer.
-
-    Ray Train's preemption watcher sees machines that are drained (a spot reclaim under KubeRay or a cloud's autoscaler). Where nobody
-    drains, no notice comes, and a lost machine costs the steps since the last checkpoint.
-    """
-
-    def __init__(self, device: str, ask_every_s: float = ASK_EVERY_S) -> None:
-        self.device, self.ask_every_s = device, ask_every_s
-        self.asked = time.monotonic()
-        self.known: set[str] = set()
-
-    def __call__(self) -> bool:
-        """Return whether a notice is new since the last call."""
-        import torch
-
-        due = torch.tensor(float(time.monotonic() - self.asked >= self.ask_every_s), device=_device(self.device))
-        torch.distributed.broadcast(due, 0)  # rank 0's clock decides, or ranks would wait for each other in Ray Train's barrier
-        if not due.item():
-            return False
-        self.asked = time.monotonic()
-        info = ray.train.get_preemption_info()
-        new = set(info.preempted_node_ids) - self.known if info else set()
-        self.known |= new
-        if new and ray.train.get_context().get_world_rank() == 0:
-            logger.warning("%d machines of this run are about to go: saving a checkpoint", len(new))
-        return bool(new)
 
 
 def _base_folder(task: Task) -> Path:
@@ -321,7 +260,7 @@ def _score(task: Task, trained: Any, figures: dict[str, Any]) -> None:
             trained.model if trained else _open(folder, task.device),
             _base_folder(task),
             task.heldout.read(),
-            _device(task.device),
+            rank_device(task.device),
             template=task.sft.template,
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
@@ -380,14 +319,6 @@ def _open(folder: Path, device: str) -> Any:
     from training.probe import settle
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    model = model.to(_device(device))
-    settle(model, _device(device))
+    model = model.to(rank_device(device))
+    settle(model, rank_device(device))
     return model
-
-
-def _device(kind: str) -> Any:
-    """Return this rank's device: `cpu` even where Ray Train has given the rank a GPU (`resources.device`)."""
-    import torch
-    from ray.train.torch import get_device
-
-    return torch.device("cpu") if kind == "cpu" else get_device()

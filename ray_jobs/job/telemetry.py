@@ -1,6 +1,6 @@
 """Figures of a running job for Prometheus, by Ray's own metrics: every node shows them on its metrics port as `ray_sft_diversity_…`.
 
-Drivers tell them, since a process's series go when it ends; training ranks tell their own (`training/ray_worker.py`). Tags are names of
+Drivers tell them, since a process's series go when it ends; training ranks tell their own (`training/ray_signals.py`). Tags are names of
 stages and of kinds of work, never of samples or runs: few series, and nothing of the data, because that port asks for no token.
 What is told before there is a Ray waits for one; where none comes, nobody hears it, and nothing fails.
 """

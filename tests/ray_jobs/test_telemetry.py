@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ray_jobs.job import telemetry
-from training import ray_worker
+from training import ray_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_RAY = {"ray_resources"}
@@ -15,7 +15,7 @@ OF_RAY = {"ray_resources"}
 
 def told() -> set[str]:
     """Return every series of ours, as Prometheus sees it."""
-    counters = {*telemetry.COUNTERS, *ray_worker.COUNTERS}
+    counters = {*telemetry.COUNTERS, *ray_signals.COUNTERS}
     return {f"ray_sft_diversity_{name}_total" for name in counters} | {f"ray_sft_diversity_{name}" for name in telemetry.GAUGES}
 
 

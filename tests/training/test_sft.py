@@ -203,11 +203,11 @@ def test_a_notice_is_taken_once_and_asked_for_seldom(monkeypatch: pytest.MonkeyP
     import ray.train
     from ray.train.v2.api.preemption import PreemptionInfo
 
-    from training import ray_worker
+    from training import ray_signals
 
     infos = iter([None, PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0]}), PreemptionInfo(None, {"a": [0], "b": [1]})])
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(infos))
     monkeypatch.setattr(ray.train, "get_context", lambda: type("Context", (), {"get_world_rank": lambda self: 0})())
-    often, seldom = ray_worker.Notice("cpu", ask_every_s=0), ray_worker.Notice("cpu", ask_every_s=3600)
+    often, seldom = ray_signals.Notice("cpu", ask_every_s=0), ray_signals.Notice("cpu", ask_every_s=3600)
     assert [often() for _ in range(4)] == [False, True, False, True]
     assert not seldom() and next(infos, None) is None
