@@ -82,15 +82,17 @@ def picture(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table
     with rc_context(SETTINGS):  # type: ignore[arg-type]
         canvas = Figure(figsize=(width / 72, height / 72), facecolor=SURFACE)
         canvas.subplots_adjust(left=58 / width, right=1 - 14 / width, bottom=44 / height, top=1 - 88 / height, wspace=0.12)
-        for axes, ((strategy, control), rows) in zip(canvas.subplots(1, len(arms), sharey=True, squeeze=False).flat, arms, strict=True):
+        for axes, ((strategy, control), rows) in zip(
+            canvas.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False).flat, arms, strict=True
+        ):
             flat = _placed(flat_rows(scored, control), coverage, strategy)
             titles |= _draw_panel(axes, rows, flat, colours, limits, prefix=f"{panel_title(strategy, control)}-")
             axes.set_title(panel_title(strategy, control))
+            for name, place, mean in _means_of_flat(flat):
+                axes.annotate(name, (100 * place, mean), xytext=(8, 6), textcoords="offset points", fontsize=9, color=MUTED)
         canvas.axes[0].set_ylabel(f"{score.label} ({score.direction})")
         canvas.text(58 / width, 1 - 24 / height, title, fontsize=13, fontweight="bold", color=INK)
-        told = (
-            "dots: a dataset each; discs: means of levels, diamonds: random, with 95% intervals; dotted: best fit that only rises or falls"
-        )
+        told = "small: datasets; large: means of levels; diamonds: random; bars: 95% intervals; dotted: best fit that only rises or falls"
         canvas.text(58 / width, 1 - 44 / height, told, fontsize=9, color=MUTED)
         return svg.render(canvas, "dose", f"{score.label} against measured coverage", titles, svg.Theme(svg.LIGHT))
 
@@ -228,6 +230,12 @@ def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str) -> d
         over = f"{n} {'dataset' if n == 1 else 'datasets'} of {units[0]['size']:,}"
         titles[gid] = [f"{name}: {mean:.4g} ± {half:.2g} over {over}, coverage {place:.1%}"]
     return titles
+
+
+def _means_of_flat(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """Return (strategy, mean coverage, mean score) of what has no level, by size."""
+    groups = [(key["strategy"], datasets(group)) for key, group in grouped(rows, ("strategy", "size"))]
+    return [(name, *(float(np.mean([unit[x] for unit in units])) for x in ("coverage", "value"))) for name, units in groups]
 
 
 def _hover(unit: Row) -> str:
