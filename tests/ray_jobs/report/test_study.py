@@ -29,7 +29,7 @@ def data(analysis: Analysis) -> ReportData:
 
 def words(text: str) -> str:
     """Return a text without its marks, on one line."""
-    return " ".join(html.unescape(re.sub(r"^> ?", "", re.sub(r"<[^>]+>|[*`]", " ", text), flags=re.MULTILINE)).split())
+    return " ".join(html.unescape(re.sub(r"^> ?", "", re.sub(r"</?\w[^>]*>|[*`]", " ", text), flags=re.MULTILINE)).split())
 
 
 def test_the_plan_was_sealed_before_anything_was_scored_and_every_run_of_it_is_there(analysis: Analysis) -> None:
