@@ -88,7 +88,7 @@ def picture(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table
             flat = _placed(flat_rows(scored, control), coverage, strategy)
             titles |= _draw_panel(axes, rows, flat, colours, limits, prefix=f"{panel_title(strategy, control)}-")
             axes.set_title(panel_title(strategy, control))
-            for name, place, mean in _means_of_flat(flat):
+            for name, place, mean in _means_of_flat(flat, control):
                 axes.annotate(name, (100 * place, mean), xytext=(8, 6), textcoords="offset points", fontsize=9, color=MUTED)
         canvas.axes[0].set_ylabel(f"{score.label} ({score.direction})")
         canvas.text(58 / width, 1 - 24 / height, title, fontsize=13, fontweight="bold", color=INK)
@@ -232,10 +232,13 @@ def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str) -> d
     return titles
 
 
-def _means_of_flat(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
-    """Return (strategy, mean coverage, mean score) of what has no level, by size."""
-    groups = [(key["strategy"], datasets(group)) for key, group in grouped(rows, ("strategy", "size"))]
-    return [(name, *(float(np.mean([unit[x] for unit in units])) for x in ("coverage", "value"))) for name, units in groups]
+def _means_of_flat(rows: Sequence[Row], control: str) -> list[tuple[str, float, float]]:
+    """Return (name, mean coverage, mean score) of what has no level, by size; the name says where it isn't under a panel's control."""
+    found = []
+    for key, group in grouped(rows, ("strategy", "size", "control")):
+        place, mean = (float(np.mean([unit[name] for unit in datasets(group)])) for name in ("coverage", "value"))
+        found.append((key["strategy"] if key["control"] == control else f"{key['strategy']} (without {control})", place, mean))
+    return found
 
 
 def _hover(unit: Row) -> str:
