@@ -46,7 +46,7 @@ def dose_panels(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.T
     for strategy, control in panel_keys(grid):
         name = panel_title(strategy, control)
         mine = _of_arm(scored, strategy, control)
-        trained = len({row["level"] for row in mine if row["coverage"] is not None})
+        trained = _levels(mine)
         if trained < MIN_LEVELS:
             levels = len({row["level"] for row in grid if (row["strategy"], row["control"]) == (strategy, control)})
             remark = "not trained" if not trained else f"{trained} of {levels} levels trained: too few for a line"
@@ -73,7 +73,7 @@ def picture(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table
     """
     grid, scored = cells.to_pylist(), score_rows(results, score)
     arms = [(key, _of_arm(scored, *key)) for key in panel_keys(grid)]
-    arms = [(key, rows) for key, rows in arms if len({row["level"] for row in rows if row["coverage"] is not None}) >= MIN_LEVELS]
+    arms = [(key, rows) for key, rows in arms if _levels(rows) >= MIN_LEVELS]
     if not arms:
         raise UserError(f"no picture: a line takes {MIN_LEVELS} levels of one strategy, trained and scored")
     colours, limits = size_colours(row["size"] for row in grid), _limits(scored)
@@ -82,14 +82,11 @@ def picture(cells: pa.Table, results: pa.Table, score: Score, coverage: pa.Table
     with rc_context(SETTINGS):  # type: ignore[arg-type]
         canvas = Figure(figsize=(width / 72, height / 72), facecolor=SURFACE)
         canvas.subplots_adjust(left=58 / width, right=1 - 14 / width, bottom=44 / height, top=1 - 88 / height, wspace=0.12)
-        for axes, ((strategy, control), rows) in zip(
-            canvas.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False).flat, arms, strict=True
-        ):
+        places = canvas.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False).flat
+        for axes, ((strategy, control), rows) in zip(places, arms, strict=True):
             flat = _placed(flat_rows(scored, control), coverage, strategy)
-            titles |= _draw_panel(axes, rows, flat, colours, limits, prefix=f"{panel_title(strategy, control)}-")
+            titles |= _draw_panel(axes, rows, flat, colours, limits, prefix=f"{panel_title(strategy, control)}-", beside=control)
             axes.set_title(panel_title(strategy, control))
-            for name, place, mean in _means_of_flat(flat, control):
-                axes.annotate(name, (100 * place, mean), xytext=(8, 6), textcoords="offset points", fontsize=9, color=MUTED)
         canvas.axes[0].set_ylabel(f"{score.label} ({score.direction})")
         canvas.text(58 / width, 1 - 24 / height, title, fontsize=13, fontweight="bold", color=INK)
         told = "small: datasets; large: means of levels; diamonds: random; bars: 95% intervals; dotted: best fit that only rises or falls"
@@ -176,15 +173,31 @@ def _panel(
 
 
 def _draw_panel(
-    axes: Axes, rows: Sequence[Row], flat: Sequence[Row], colours: Mapping[int, str], limits: tuple[float, float], prefix: str = ""
+    axes: Axes,
+    rows: Sequence[Row],
+    flat: Sequence[Row],
+    colours: Mapping[int, str],
+    limits: tuple[float, float],
+    prefix: str = "",
+    beside: str | None = None,
 ) -> dict[str, list[str]]:
-    """Draw an arm and what has no level beside it, each size in its colour; return hover titles."""
+    """Draw an arm and what has no level beside it, each size in its colour; return hover titles.
+
+    Args:
+        axes: a panel's.
+        rows: of the arm.
+        flat: of what has no level, with its coverage.
+        colours: of sizes.
+        limits: of y.
+        prefix: of every gid, where several panels are one picture.
+        beside: the panel's control: what has no level is named, with a word where it isn't under that control; None names nothing.
+    """
     titles: dict[str, list[str]] = {}
     for size, colour in colours.items():
         units = datasets(row for row in rows if row["size"] == size and row["coverage"] is not None)
         if units:
             titles |= _draw_arm(axes, units, colour, f"{prefix}{size}")
-        titles |= _draw_flat(axes, [row for row in flat if row["size"] == size], colour, f"{prefix}{size}")
+        titles |= _draw_flat(axes, [row for row in flat if row["size"] == size], colour, f"{prefix}{size}", beside)
     axes.set_ylim(*limits)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
@@ -217,7 +230,7 @@ def _draw_arm(axes: Axes, units: Sequence[Row], colour: str, identity: str) -> d
     return titles
 
 
-def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str) -> dict[str, list[str]]:
+def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str, beside: str | None) -> dict[str, list[str]]:
     """Draw what has no level, at its own coverage: hollow diamonds, the mean with its interval."""
     titles = {}
     for key, group in grouped(rows, ("strategy", "control")):
@@ -226,19 +239,13 @@ def _draw_flat(axes: Axes, rows: Sequence[Row], colour: str, identity: str) -> d
         gid = f"flat-{key['strategy']}-{identity}"
         axes.errorbar([100 * place], [mean], yerr=[half], fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
         axes.scatter([100 * place], [mean], s=34, marker="D", facecolors=SURFACE, edgecolors=colour, linewidths=1.2, zorder=4, gid=gid)
+        if beside is not None:
+            shown = key["strategy"] if key["control"] == beside else f"{key['strategy']} (without {beside})"
+            axes.annotate(shown, (100 * place, mean), xytext=(8, 6), textcoords="offset points", fontsize=9, color=MUTED)
         name = arm_name(key["strategy"], key["control"])
         over = f"{n} {'dataset' if n == 1 else 'datasets'} of {units[0]['size']:,}"
         titles[gid] = [f"{name}: {mean:.4g} ± {half:.2g} over {over}, coverage {place:.1%}"]
     return titles
-
-
-def _means_of_flat(rows: Sequence[Row], control: str) -> list[tuple[str, float, float]]:
-    """Return (name, mean coverage, mean score) of what has no level, by size; the name says where it isn't under a panel's control."""
-    found = []
-    for key, group in grouped(rows, ("strategy", "size", "control")):
-        place, mean = (float(np.mean([unit[name] for unit in datasets(group)])) for name in ("coverage", "value"))
-        found.append((key["strategy"] if key["control"] == control else f"{key['strategy']} (without {control})", place, mean))
-    return found
 
 
 def _hover(unit: Row) -> str:
@@ -248,6 +255,11 @@ def _hover(unit: Row) -> str:
 
 def _of_arm(scored: Sequence[Row], strategy: str, control: str) -> list[Row]:
     return [row for row in scored if (row["strategy"], row["control"]) == (strategy, control) and row["level"] is not None]
+
+
+def _levels(rows: Sequence[Row]) -> int:
+    """Return how many levels of an arm have a place on the axis."""
+    return len({row["level"] for row in rows if row["coverage"] is not None})
 
 
 def _limits(scored: Sequence[Row]) -> tuple[float, float]:
