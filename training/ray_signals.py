@@ -29,7 +29,7 @@ def rank_device(kind: str) -> Any:
 
 @cache
 def counter(name: str) -> Any:
-    """Return a counter of `COUNTERS`, for Prometheus; `ray_jobs/job/metrics.py` says how such figures are seen."""
+    """Return a counter of `COUNTERS`, for Prometheus; `ray_jobs/job/telemetry.py` says how such figures are seen."""
     from ray.util.metrics import Counter
 
     return Counter(f"sft_diversity_{name}", description=COUNTERS[name], tag_keys=("device",))
