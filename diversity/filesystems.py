@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 from diversity.config import UserError
 
 S3_ATTEMPTS = 10  # pauses of 0.1, 0.2, 0.4 … 25.6 s at most, each cut at random: an outage of 20 s is ridden out
+READINGS = 20  # of a small object that others write at the same time
 
 
 class StorageError(UserError):
@@ -107,10 +108,22 @@ class Files:
         return filesystem.get_file_info(f"{root}/{path}").type == pafs.FileType.File
 
     def read_bytes(self, path: str) -> bytes:
-        """Return the content of the file at the path relative to the storage."""
+        """Return the content of the file at the path relative to the storage, whole, also while others write it anew.
+
+        An object's size and its content are asked for one after the other, and content in several requests may be of several versions.
+        So it is one request for all bytes, and another one if the size is not that of the bytes then.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StorageError: it changed at each of many readings.
+        """
         filesystem, root = self.filesystem()
-        with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
-            return stream.read()
+        for _ in range(READINGS):
+            with filesystem.open_input_file(f"{root}/{path}") as file:
+                content = file.read_at(file.size(), 0)
+            if self.renames or filesystem.get_file_info(f"{root}/{path}").size == len(content):
+                return content
+        raise StorageError(f"{self.uri}/{path} changed at each of {READINGS} readings")
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole or not at all; of several writers at once the last one's content stands, whole."""

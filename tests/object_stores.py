@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -21,14 +23,17 @@ from tests.ray_jobs.heads import free_ports, wait_for
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
 
 TOOLS = Path(os.environ.get("CLUSTER_TOOLS", Path(__file__).resolve().parents[1] / ".venv" / "cluster-tools"))  # of `make cluster-tools`
-SERVERS = {
+COMMANDS = {
     "moto": (os.environ.get("SFT_DIVERSITY_MOTO_SERVER", str(TOOLS / "bin" / "moto_server")), "-H {host} -p {port}"),
     "s3rver": (
         os.environ.get("SFT_DIVERSITY_S3RVER", str(TOOLS / "node_modules" / ".bin" / "s3rver")),
         "-d {folder} -a {host} -p {port} --silent",
     ),
+    "ceph": (str(Path(__file__).with_name("ceph.sh")), "{folder} {port} {secret}"),
 }
-SECRET = "S3RVER"  # the one pair of keys that s3rver knows; moto takes any
+SERVERS = sorted(COMMANDS)
+LASTING = ["ceph", "s3rver"]  # these hold what they were given when they are killed and started again
+SECRET = "S3RVER"  # key and secret; s3rver knows no other pair
 
 
 def uri(address: str, path: str) -> str:
@@ -40,20 +45,23 @@ class Server:
     """A running S3 server with a bucket `data`; the test is skipped where the program isn't there."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        program, options = SERVERS[name]
+        program, options = COMMANDS[name]
+        if name == "ceph" and (shutil.which("radosgw") is None or os.geteuid() != 0):
+            pytest.skip("needs root and Ceph: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd")
         if not Path(program).exists():
             pytest.skip(f"needs {name}: make cluster-tools")
         host, port = "127.0.0.1", free_ports(1)[0]
         self.address = f"{host}:{port}"
         (folder / "data").mkdir(parents=True, exist_ok=True)  # s3rver's buckets are folders
-        self._command = [program, *options.format(host=host, port=port, folder=folder).split()]
+        self._folder = folder
+        self._command = [program, *options.format(host=host, port=port, folder=folder, secret=SECRET).split()]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the program and wait until it answers."""
         environment = {**os.environ, "NODE_OPTIONS": "--openssl-legacy-provider"}  # s3rver's tokens of long listings want an old cipher
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        wait_for(self._answers, 60, self._command[0])
+        wait_for(self._answers, 120, self._command[0])
 
     def kill(self) -> None:
         """Kill the program."""
@@ -90,6 +98,8 @@ class Server:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.kill()
+        for behind in self._folder.glob("*.pid"):  # what stands behind the gateway of Ceph
+            os.kill(int(behind.read_text()), signal.SIGKILL)
 
 
 def through_an_outage(server: Server, seconds: float) -> dict[str, str]:

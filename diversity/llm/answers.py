@@ -115,18 +115,19 @@ class Answers:
 
 
 class _LooseLines:
-    """Answers as lines of a file for each process that keeps some; its lock says whether the process lives.
+    """Answers as lines of files, of which a process that keeps some has its own; their locks say whether the process lives.
 
-    A file's name says which packed file was next when it was begun, and how many loose ones came before it: in that order they are read.
+    A file's name says which packed file was the next one, and how many loose ones came before it: in that order they are read. So when
+    something is packed, a new one is begun.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own: int | None = None
+        self._own: dict[int, int] = {}  # open files by the packed file that was the next one
         self._left: list[Path] = []  # of processes that are gone, and this one's
 
     def read(self) -> Iterator[tuple[int, str, Record]]:
-        """Yield (number of the packed file that was next when it was begun, key, answer) of all files."""
+        """Yield (number of the packed file that was the next one, key, answer) of all files."""
         for path in sorted(self._folder.glob("*.jsonl")) if self._folder.exists() else ():
             with path.open("rb") as stream:
                 try:
@@ -140,15 +141,15 @@ class _LooseLines:
 
     def keep(self, key: str, answer: Mapping[str, Any], number: int) -> None:
         """Append an answer."""
-        if self._own is None:
+        if number not in self._own:
             self._folder.mkdir(parents=True, exist_ok=True)
             before = [path.name.split("-")[1] for path in self._folder.glob("*-*-*.jsonl")]
             after = max(map(int, before), default=-1) + 1
             path = self._folder / f"{number:06d}-{after:06d}-{uuid.uuid4().hex}.jsonl"
-            self._own = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            fcntl.flock(self._own, fcntl.LOCK_EX)
+            self._own[number] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            fcntl.flock(self._own[number], fcntl.LOCK_EX)
             self._left.append(path)
-        os.write(self._own, (json.dumps({key: answer}) + "\n").encode())
+        os.write(self._own[number], (json.dumps({key: answer}) + "\n").encode())
 
     def remove(self, keys: set[str]) -> None:
         """Remove what is packed."""
@@ -159,9 +160,8 @@ class _LooseLines:
         self.__del__()
 
     def __del__(self) -> None:
-        if self._own is not None:
-            os.close(self._own)
-            self._own = None
+        while self._own:
+            os.close(self._own.popitem()[1])
 
 
 class _LooseObjects:

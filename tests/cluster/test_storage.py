@@ -17,20 +17,22 @@ import pytest
 
 from diversity.artifact import Storage
 from tests.cluster import tiny
-from tests.object_stores import SECRET, SERVERS, Server, through_an_outage, uri
+from tests.object_stores import LASTING, SECRET, SERVERS, Server, through_an_outage, uri
 from tests.ray_jobs.heads import ROOT
 
 
-def test_twenty_seconds_without_the_store_are_ridden_out(tmp_path: Path, table: Callable[..., None]) -> None:
-    with Server("s3rver", tmp_path) as server:
+@pytest.mark.parametrize("name", LASTING)
+def test_twenty_seconds_without_the_store_are_ridden_out(name: str, tmp_path: Path, table: Callable[..., None]) -> None:
+    with Server(name, tmp_path) as server:
         outcomes = through_an_outage(server, seconds=20)
-    table("the store is away for 20 s", [{"filesystem": name, "outcome": outcome} for name, outcome in outcomes.items()])
+    table(f"{name} is away for 20 s", [{"filesystem": own, "outcome": outcome} for own, outcome in outcomes.items()])
     assert outcomes["ours"] == "went on"
 
 
-def test_a_store_that_is_killed_in_the_middle_of_seals_holds_whole_artifacts(tmp_path: Path, table: Callable[..., None]) -> None:
+@pytest.mark.parametrize("name", LASTING)
+def test_a_store_that_is_killed_in_the_middle_of_seals_holds_whole_artifacts(name: str, tmp_path: Path, table: Callable[..., None]) -> None:
     draw, rows = random.Random(7), []
-    with Server("s3rver", tmp_path) as server:
+    with Server(name, tmp_path) as server:
         storage = Storage(uri(server.address, "runs"))
         for number in range(8):
             artifact = storage.artifact("corpus", f"f{number}")
@@ -45,7 +47,7 @@ def test_a_store_that_is_killed_in_the_middle_of_seals_holds_whole_artifacts(tmp
             killer.join()
             rows.append({"killed after s": moment, "sealed after s": time.monotonic() - started, "rows": len(artifact.read())})
             assert rows[-1]["rows"] == 4000 and artifact.manifest["rows"] == 4000
-    table("the store is killed, and back after 1 s", rows)
+    table(f"{name} is killed, and back after 1 s", rows)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def pipeline(storage: Path | str, inputs: tuple[Path, Path], log: Path, kill: bo
     return code, log.read_text(), time.monotonic() - began
 
 
-@pytest.mark.parametrize("name", sorted(SERVERS))
+@pytest.mark.parametrize("name", SERVERS)
 def test_a_killed_sweep_goes_on_from_its_checkpoints_in_the_store(
     name: str, inputs: tuple[Path, Path], in_a_folder: Path, tmp_path: Path, table: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

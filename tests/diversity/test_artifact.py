@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from diversity.artifact import ArtifactError, Storage, StorageError, digest, file_digest, fingerprint
+from tests.storages import Objects, WatchedStorage
 
 
 @pytest.fixture
@@ -97,6 +100,28 @@ def test_an_earlier_version_s_artifact_is_read(storage: Storage) -> None:
     filesystem.create_dir(f"{root}/corpus/f0/data")
     assert storage.artifact("corpus", "f0").parts() == []
     assert isinstance(filesystem, pafs.LocalFileSystem)
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"a" * 90, b"b" * 40), (b"a" * 40, b"b" * 90), (b"a" * 90_000, b"b" * 40_000)])
+def test_an_object_written_anew_while_it_is_read_is_one_of_both(before: bytes, after: bytes) -> None:
+    """Whichever of the requests the new object comes ahead of; a shorter and a longer one."""
+    for turn in range(4):
+        requests = itertools.count()
+
+        def between(path: str, turn: int = turn, requests: Iterator[int] = requests) -> None:
+            if next(requests) == turn:
+                objects.objects[path] = after
+
+        objects = Objects(between)
+        objects.objects["store/view"] = before
+        assert WatchedStorage("store", lambda *_: None, objects).read_bytes("view") in (before, after)
+
+
+def test_an_object_that_never_rests_is_an_error() -> None:
+    objects = Objects(lambda path: objects.objects.update({path: objects.objects[path] + b"a"}))
+    objects.objects["store/view"] = b""
+    with pytest.raises(StorageError, match="changed at each"):
+        WatchedStorage("store", lambda *_: None, objects).read_bytes("view")
 
 
 def test_parts_are_read_in_name_order(storage: Storage) -> None:

@@ -83,6 +83,7 @@ def running_head(options: Sequence[str] = (), variables: dict[str, str] | None =
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # by default 15: a worker would wait until other tests leave it a core
         **(variables or {}),
     }
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")

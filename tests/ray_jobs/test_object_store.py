@@ -33,7 +33,7 @@ from tests.object_stores import SECRET, SERVERS, Server, through_an_outage, uri
 ROWS = [{"instruction": f"ask {i}", "output": f"answer {i % 7} \u2028 ünï"} for i in range(40)]
 
 
-@pytest.fixture(scope="module", params=sorted(SERVERS))
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return host:port of an S3 server with an empty bucket `data`."""
     with Server(request.param, tmp_path_factory.mktemp("objects")) as running:

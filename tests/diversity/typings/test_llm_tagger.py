@@ -19,6 +19,7 @@ from diversity.typings.taggers import TaggerConfig, TaggerError, load_tagger, ta
 from diversity.typings.taggers.llm import parse, request
 from diversity.typings.tags import tags
 from tests.endpoint import Server, completion, tag_answer
+from tests.storages import Objects, WatchedStorage
 
 
 @pytest.fixture
@@ -119,9 +120,12 @@ def test_answers_are_on_disk_the_moment_they_arrive(tmp_path):
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["keep", "add", "pack", "reopen"])), max_size=12))
 @example([("a", step) for _ in range(8) for step in ("keep", "reopen")])  # eight files of one number: the last one counts
+@example([("a", "keep"), ("b", "add"), ("b", "keep"), ("a", "reopen")])  # kept after something was packed beside what is loose
 @settings(max_examples=60, deadline=None)
-def test_answers_are_a_mapping(tmp_path_factory, steps):
-    storage = Storage(str(tmp_path_factory.mktemp("answers")))
+@pytest.mark.parametrize("objects", [False, True], ids=["folder", "object store"])
+def test_answers_are_a_mapping(tmp_path_factory, objects, steps):
+    folder = str(tmp_path_factory.mktemp("answers"))
+    storage = WatchedStorage(folder, lambda *_: None, Objects()) if objects else Storage(folder)
     answers, expected = Answers(storage, "x"), {}
     for number, (key, step) in enumerate(steps):
         if step == "pack":
