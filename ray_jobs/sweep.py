@@ -176,7 +176,7 @@ def _response_tokens(run: Run) -> int:
 def _full_size(context: Context) -> tuple[float, float]:
     """Return CPUs and GPUs of the cluster at its full size: as `resources` says, else what it has; 0 where neither is known."""
     limits = context.experiment.resources
-    own = not (limits.address or os.environ.get("RAY_ADDRESS"))
+    own = not context.address
     has = ray.cluster_resources() if ray.is_initialized() else {"CPU": limits.num_cpus or os.cpu_count() or 0} if own else {}
     return limits.max_cpus or has.get("CPU", 0), limits.max_gpus if limits.max_gpus is not None else has.get("GPU", 0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 from collections.abc import Callable
 
 import ray
@@ -88,7 +87,7 @@ def fast_bf16_everywhere(context: Context, ask: Callable[[], bool] = has_fast_bf
 
 def _joins(context: Context) -> bool:
     """Return whether the experiment runs on a cluster that is there, not on a Ray of this process's own."""
-    return bool(context.experiment.resources.address or os.environ.get("RAY_ADDRESS"))
+    return bool(context.address)
 
 
 def _installed(package: str) -> bool:

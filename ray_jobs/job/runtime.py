@@ -111,6 +111,11 @@ class Context:
         """Return the experiment's index."""
         return Index(self.storage, self.experiment.experiment)
 
+    @property
+    def address(self) -> str | None:
+        """Return the address of a named cluster, if one is named."""
+        return self.experiment.resources.address or os.environ.get("RAY_ADDRESS")
+
     def connect(self) -> None:
         """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own.
 
@@ -119,8 +124,7 @@ class Context:
         """
         if self._connected or ray.is_initialized():
             return
-        resources = self.experiment.resources
-        address = resources.address or os.environ.get("RAY_ADDRESS")
+        resources, address = self.experiment.resources, self.address
         options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": resources.num_cpus}
         if not address:
             options["include_dashboard"] = False
@@ -143,6 +147,14 @@ class Context:
         configure_ray_data()
         standing.withdraw_left_behind()
         self._check_shared_storage()
+
+    def leave(self) -> None:
+        """End the work on a cluster that goes on without us, and let it have its nodes back."""
+        if self._connected and self.address:
+            try:
+                standing.end_and_withdraw(self.address)
+            except Exception as error:  # the cluster is gone, or going
+                logger.warning("what was asked of the autoscaler may stand for some minutes: %s", error)
 
     def command(self, stage: str) -> str:
         """Return the command line that runs a stage of this very experiment, overrides included, ready for a shell."""
@@ -272,6 +284,8 @@ def main(stage: str, argv: list[str] | None = None) -> int:
             raise
         how, code = "ended by SIGTERM", TERMINATED
     print(f"{stage}: {how}; {_sealed_so_far(contexts)}, and the same command goes on", file=sys.stderr)
+    for context in contexts:
+        context.leave()
     return code
 
 

@@ -2,7 +2,9 @@
 
 `request_resources` stands until somebody calls it again: nodes that were asked for come, and stay, with nobody left to use them. There is
 one such request in a cluster, whoever made it. So whoever asks writes down beside it which job asks, and a job that starts withdraws the
-request of one that has ended. What a job that is no job of ours asked for is never touched.
+request of one that has ended. Ray Train asks as well, for the nodes of a run and through an actor that outlives it: it withdraws that when
+`fit` returns, and else the request stands for 180 s more; so its name is written down too. What a job that is no job of ours asked for is
+never touched.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = b"sft-diversity"
 ASKED = b"standing-request"
+TRAINING = b"training-request/"  # and the name under which Ray Train asks
+COORDINATOR = "AutoscalingCoordinator"  # the actor's name and namespace
+PATIENCE_S = 10.0
 AGAIN_S = 30.0  # another job's request, or its withdrawal, takes the place of ours
 
 
@@ -52,14 +57,42 @@ def asking(bundles: Sequence[Mapping[str, float]]) -> Iterator[Callable[[], None
             logger.warning("the request for nodes could not be withdrawn: %s", error)
 
 
+def training(run_id: str) -> None:
+    """Write down that Ray Train asks for nodes for a run of this job, by its own id of the run, ahead of `fit`."""
+    job = ray.get_runtime_context().get_job_id()
+    internal_kv._internal_kv_put(TRAINING + f"train-{run_id}".encode(), job.encode(), namespace=NAMESPACE)
+
+
 def withdraw_left_behind() -> bool:
-    """Withdraw what a job of ours that has ended asked for, and return whether there was such a request."""
+    """Withdraw what jobs of ours that have ended asked for, and return whether there was such a request."""
+    found = False
     job = _asked_by()
-    if job is None or not _ended(job):
-        return False
-    logger.warning("withdrawing the request for nodes that job %s, which has ended, left standing", job)
-    _withdraw()
-    return True
+    if job is not None and _ended(job):
+        logger.warning("withdrawing the request for nodes that job %s, which has ended, left standing", job)
+        _withdraw()
+        found = True
+    for key in internal_kv._internal_kv_list(TRAINING, namespace=NAMESPACE):
+        job = (internal_kv._internal_kv_get(key, namespace=NAMESPACE) or b"").decode()
+        if not _ended(job):
+            continue
+        with suppress(ValueError):  # there is no such actor: nobody asks any more
+            coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+            ray.get(coordinator.cancel_request.remote(key.removeprefix(TRAINING).decode()), timeout=PATIENCE_S)
+            found = True
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+    return found
+
+
+def end_and_withdraw(address: str) -> None:
+    """End this process's job on a cluster, and withdraw what it asked for: its actors would ask again while they live."""
+    job = ray.get_runtime_context().get_job_id()
+    ray.shutdown()
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    until = time.monotonic() + PATIENCE_S
+    while not _ended(job) and time.monotonic() < until:
+        time.sleep(0.1)
+    withdraw_left_behind()
+    ray.shutdown()
 
 
 def _asked_by() -> str | None:

@@ -137,9 +137,10 @@ LEFT = """
 import json, ray
 ray.init(logging_level="ERROR", log_to_driver=False)
 from ray.util.state import list_placement_groups
-from ray.core.generated import autoscaler_pb2
 from ray._private.worker import global_worker
-state = autoscaler_pb2.ClusterResourceState.FromString(global_worker.gcs_client.get_cluster_resource_state())
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+state = get_cluster_resource_state(global_worker.gcs_client)
+assert state.node_states, "the head is one"
 asked = sum(len(one.resource_requests) for one in state.cluster_resource_constraints)
 groups = [group for group in list_placement_groups(limit=1000) if group.state not in ("REMOVED",)]
 print(json.dumps([asked, len(groups)]))
