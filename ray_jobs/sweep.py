@@ -22,7 +22,7 @@ from diversity.cell import Cell
 from diversity.config import UserError
 from diversity.effects.power import what_can_not_be_shown
 from ray_jobs import build_datasets, heldout, profile_corpus
-from ray_jobs.job import placement, telemetry
+from ray_jobs.job import placement, standing, telemetry
 from ray_jobs.job.device import device_kind as device_kind
 from ray_jobs.job.device import resolved_sft
 from ray_jobs.job.process import cache_folder
@@ -207,6 +207,8 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     experiment, storage = context.experiment, context.storage
     context.connect()
     placement.release_left_behind(storage.uri, experiment.experiment)
+    if context.address:
+        standing.coordinate_here()
     demand = trials.Demand.of(experiment.sft, experiment.resources, left[0].task.device)
     cpus, gpus = _full_size(context)
     concurrent = trials.concurrent_runs(demand, cpus=cpus, gpus=gpus)

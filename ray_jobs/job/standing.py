@@ -57,6 +57,16 @@ def asking(bundles: Sequence[Mapping[str, float]]) -> Iterator[Callable[[], None
             logger.warning("the request for nodes could not be withdrawn: %s", error)
 
 
+def coordinate_here() -> None:
+    """Have the actor through which Ray Train asks stand on this process's node, which is the head as a rule.
+
+    It is made where the first run's driver stands, stays for good, and a node on which it stands is never idle.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    get_or_create_autoscaling_coordinator()
+
+
 def training(run_id: str) -> None:
     """Write down that Ray Train asks for nodes for a run of this job, by its own id of the run, ahead of `fit`."""
     job = ray.get_runtime_context().get_job_id()

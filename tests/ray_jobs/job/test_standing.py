@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.autoscaler.sdk import request_resources
 from ray.experimental import internal_kv
 
 from ray_jobs.job import standing
@@ -27,6 +28,20 @@ ray.init(address=sys.argv[1], logging_level="ERROR")
 with standing.asking([{"CPU": 64}]):
     print("asked", flush=True)
     sys.stdin.read()
+"""
+TRAINING = """
+import sys, ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import ResourceRequestPriority
+from ray_jobs.job import standing
+ray.init(address=sys.argv[1], logging_level="ERROR")
+standing.coordinate_here()
+standing.training("killed")
+coordinator = ray.get_actor(standing.COORDINATOR, namespace=standing.COORDINATOR)
+options = {"expire_after_s": 600, "priority": ResourceRequestPriority.HIGH}  # as Ray Train asks, for longer
+ray.get(coordinator.request_resources.remote(requester_id="train-killed", resources=[{"CPU": 64}], **options))
+ray.get(coordinator.request_resources.remote(requester_id="another", resources=[{"CPU": 32}], **options))
+print("asked", flush=True)
+sys.stdin.read()
 """
 
 
@@ -60,20 +75,30 @@ def test_nothing_stands_after_giving_up(ray_local: None) -> None:
     assert asked() == [] and standing._asked_by() is None
 
 
-def test_the_next_job_withdraws_what_a_killed_one_left_and_nothing_else(ray_local: None) -> None:
+@pytest.mark.parametrize(
+    ("program", "before", "after"),
+    [(KILLED, [{"CPU": 64}], []), (TRAINING, [{"CPU": 64}, {"CPU": 32}], [{"CPU": 32}])],
+    ids=["ours", "Ray Train's"],
+)
+def test_the_next_job_withdraws_what_a_killed_one_left_and_nothing_else(
+    ray_local: None, program: str, before: list[dict[str, float]], after: list[dict[str, float]]
+) -> None:
     address = ray.get_runtime_context().gcs_address
     job = subprocess.Popen(
-        [sys.executable, "-c", KILLED, address], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=None
+        [sys.executable, "-c", program, address], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=None
     )
     try:
         assert job.stdout is not None and job.stdout.readline() == "asked\n"
         assert not standing.withdraw_left_behind(), "it is alive"
-        assert asked() == [{"CPU": 64}]
+        assert asked() == before
     finally:
         job.send_signal(signal.SIGKILL)
         job.wait(30)
     stop = time.monotonic() + 60
     while not standing.withdraw_left_behind() and time.monotonic() < stop:
         time.sleep(0.5)
-    assert asked() == []
+    assert asked() == after
     assert not standing.withdraw_left_behind()
+    if after:
+        ray.kill(ray.get_actor(standing.COORDINATOR, namespace=standing.COORDINATOR))
+        request_resources(bundles=[])
