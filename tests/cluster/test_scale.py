@@ -38,7 +38,8 @@ RESOURCES = "resources={data_workers: 6, max_cpus: 9, max_gpus: 2, use_gpu: true
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("work")
-    return {"folder": folder, "corpus": tiny.make_corpus(folder / "corpus"), "model": tiny.make_model(folder / "model")}
+    corpus = tiny.make_corpus(folder / "corpus", rows=25_000)  # so much that the work outlasts the coming of nodes
+    return {"folder": folder, "corpus": corpus, "model": tiny.make_model(folder / "model")}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def stage(name: str, work: dict[str, Path], storage: Path, *more: str, **setting
         tiny.CONFIG,
         *tiny.experiment(storage, work["corpus"], work["model"], **settings),
         resources,
+        "profile.band.high=1000000",
         *more,
     ]
 
