@@ -39,7 +39,8 @@ class Cloud(FakeMultiNodeProvider):
         before = set(self._nodes)
         super().create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
         for node in sorted(set(self._nodes) - before):
-            self._tell("create", kind, node)
+            if self._nodes[node]["tags"]["ray-user-node-type"] == kind:  # another thread may have made one of another kind
+                self._tell("create", kind, node)
 
     def terminate_node(self, node_id: str) -> None:
         """End a node."""

@@ -32,7 +32,7 @@ KINDS = {
     "cpu_worker": {"resources": {"CPU": 2}, "max_workers": 2},
     "gpu_worker": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 2, "node_config": SPOT},
 }
-RESOURCES = "resources={data_workers: 6, max_cpus: 9, max_gpus: 2, use_gpu: true, device: cpu, driver_resource: true, shared_storage: true"
+RESOURCES = "resources={data_workers: 4, max_cpus: 9, max_gpus: 2, use_gpu: true, device: cpu, driver_resource: true, shared_storage: true"
 
 
 @pytest.fixture(scope="module")
