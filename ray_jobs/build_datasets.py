@@ -17,7 +17,8 @@ from diversity.cell import Cell, GridConfig
 from diversity.selection.strategies import needs, version
 from ray_jobs import profile_corpus
 from ray_jobs.job import telemetry
-from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.job.waiting import finished
 from ray_jobs.report.distinct import distinct_lines
 from ray_jobs.report.gather import distinct_of
 from ray_jobs.tasks import building, length_window, scoring, shards
@@ -137,22 +138,20 @@ def _run_over(context: Context, cells: Sequence[Cell]) -> None:
         context.connect()
         samples = ray.remote(building.load_samples).remote(sources)
         if unbuilt:
-            _build(sources, samples, {cell: datasets[cell] for cell in unbuilt}, context.experiment.resources.shards)
+            _build(context, sources, samples, {cell: datasets[cell] for cell in unbuilt})
             telemetry.add("samples", sum(cell.size for cell in unbuilt), stage="build_datasets")
             context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
         task = ray.remote(building.measure_dataset)
-        finished(
-            "metrics",
-            [task.remote(sources, cell, datasets[cell], metrics[cell], samples) for cell in unmeasured],
-            per_task=1,
-        )
+        measured = (task.remote(sources, cell, datasets[cell], metrics[cell], samples) for cell in unmeasured)
+        finished("metrics", measured, len(unmeasured), at_once=context.workers)
     context.index.add_many("peel", {f"{typing}{context.suffix}": artifact for typing, artifact in sources.peels.items()})
     context.index.add_many("datasets", {cell.name: artifact for cell, artifact in datasets.items()})
     context.index.add_many("metrics", {cell.name: artifact for cell, artifact in metrics.items()})
 
 
-def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count: int | None) -> None:
-    """Prune, choose (typed cells from so many shards, if a count is given) and write; the task that wrote a dataset checks and seals it."""
+def _build(context: Context, sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact]) -> None:
+    """Prune, choose (typed cells from shards, if a count of them is given) and write; the task that wrote a dataset checks and seals it."""
+    count = context.experiment.resources.shards
     loaded = {typing: ray.remote(building.load_typing).remote(sources, typing) for typing in sources.profiles}
     prune = ray.remote(building.prune_typing)
     apart = [cell for cell in unbuilt if count and shards.in_shards(cell, sources.selection)]
@@ -170,10 +169,10 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
         needed = _dialled(cells, sources.grid)
         refs = choose.options(num_returns=len(cells)).remote(sources, cells, samples, needed, *(pruned[typing] for typing in needed))
         picks.update(zip(cells, refs if len(cells) > 1 else [refs], strict=True))
-    finished("chosen", list(picks.values()), per_task=1)
+    finished("chosen", picks.values(), len(picks))
     write = ray.remote(building.write_and_seal)
     batches = [list(unbuilt)[i : i + CELLS_A_BATCH] for i in range(0, len(unbuilt), CELLS_A_BATCH)]
-    written = [
+    written = (
         write.remote(
             sources,
             batch,
@@ -184,8 +183,8 @@ def _build(sources: Sources, samples: Any, unbuilt: dict[Cell, Artifact], count:
             *(picks[cell] for cell in batch),
         )
         for batch in batches
-    ]
-    finished("written and sealed", written, per_task=CELLS_A_BATCH, total=len(unbuilt))
+    )
+    finished("written and sealed", written, len(batches), per_task=CELLS_A_BATCH, total=len(unbuilt), at_once=context.workers)
 
 
 def together(cells: Iterable[Cell]) -> list[list[Cell]]:

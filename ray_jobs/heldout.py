@@ -38,6 +38,7 @@ from diversity.corpus.inputs import Inputs, read_corpus
 from diversity.corpus.samples import SAMPLE_SCHEMA
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main, needed, once
+from ray_jobs.job.waiting import finished
 from ray_jobs.regenerate import maker, source_corpus
 from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
@@ -136,24 +137,26 @@ def run(context: Context) -> None:
     else:
         context.require(source_corpus(context), maker(context))
         context.connect()
-        taken = _take_out(stage) if stage.config.in_ else SAMPLE_SCHEMA.empty_table()
+        taken = _take_out(context, stage) if stage.config.in_ else SAMPLE_SCHEMA.empty_table()
         if not stage.artifact.sealed:
-            _seal_heldout(stage, taken)
+            _seal_heldout(context, stage, taken)
     context.index.add("heldout", None, stage.artifact)
     context.index.add("corpus", None, stage.corpus)
 
 
-def _take_out(stage: Heldout) -> pa.Table:
+def _take_out(context: Context, stage: Heldout) -> pa.Table:
     """Return the samples of `in`, and seal the corpus without them if it isn't yet."""
     config = stage.config.in_
     assert config is not None
     parts, size = stage.ingested.parts(), stage.ingested.manifest["samples"]
     candidates = ray.remote(_candidates)
-    found = ray.get([candidates.remote(stage.ingested, part, config, stage.by, size) for part in parts])
+    asked = (candidates.remote(stage.ingested, part, config, stage.by, size) for part in parts)
+    found = ray.get(finished("parts asked for candidates", asked, len(parts), at_once=context.workers))
     chosen = ray.put(choose_groups(found, config, size))
     target = None if stage.corpus.sealed else stage.corpus.begin()
     split = ray.remote(_split_part)
-    results = ray.get([split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts)])
+    divided = (split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts))
+    results = ray.get(finished("parts divided", divided, len(parts), at_once=context.workers))
     taken = pa.concat_tables([result[0] for result in results])
     if target is not None:
         facts = {"stage": "heldout", "version": VERSION, "ingested": stage.ingested.path, "group_by": stage.by, "held_out": len(taken)}
@@ -177,7 +180,7 @@ def _split_part(
     return samples.filter(pa.array(mask)), dict(counted(rest["source"]))
 
 
-def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
+def _seal_heldout(context: Context, stage: Heldout, taken: pa.Table) -> None:
     """Check both splits against the corpus, and seal what doesn't leak and the prompts without a reference."""
     splits = {"in": taken} if stage.config.in_ else {}
     manifest: dict[str, Any] = {"stage": "heldout", "version": VERSION, "corpus": stage.corpus.path, "group_by": stage.by}
@@ -187,7 +190,7 @@ def _seal_heldout(stage: Heldout, taken: pa.Table) -> None:
     kept = [HELDOUT_SCHEMA.empty_table()]
     for split, samples in splits.items():
         sought = Sought.of(samples)
-        found = _find_everywhere(stage.corpus, sought)
+        found = _find_everywhere(context, stage.corpus, sought)
         by = stage.by if split == "in" else "prompt"
         table, manifest[split] = without_leaks(samples, split, by, sought, found)
         if not len(table):
@@ -210,12 +213,13 @@ def _tell(split: str, counts: Mapping[str, Any]) -> None:
     logger.info("heldout: %s: %s", split, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
 
 
-def _find_everywhere(corpus: Artifact, sought: Sought) -> Found:
+def _find_everywhere(context: Context, corpus: Artifact, sought: Sought) -> Found:
     """Return what of the sought occurs in any part of the corpus."""
     held, search = ray.put(sought), ray.remote(_find_in_part)
-    nowhere = np.zeros(0, dtype=np.int64)
+    nowhere, parts = np.zeros(0, dtype=np.int64), corpus.parts()
     found = Found(nowhere, nowhere, nowhere)
-    for part in ray.get([search.remote(corpus, part, held) for part in corpus.parts()]):
+    searched = (search.remote(corpus, part, held) for part in parts)
+    for part in ray.get(finished("parts searched for leaks", searched, len(parts), at_once=context.workers)):
         found = found.union(part)
     return found
 

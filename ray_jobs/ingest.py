@@ -42,6 +42,7 @@ from diversity.corpus.seen import Seen, told_unused
 from ray_jobs.job import telemetry
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.job.waiting import finished
 from ray_jobs.tasks.corpus_rows import read_part
 
 logger = logging.getLogger(__name__)
@@ -131,11 +132,11 @@ def _build(context: Context, stage: Ingest) -> None:
     merge_part, lowest_places = ray.remote(_merge_part), ray.remote(_lowest)
     threshold = None
     if corpus.limit is not None:
-        lowest = ray.get([lowest_places.remote(artifact, places, corpus.limit, held, corpus.min_score) for places in parts])
+        sought = (lowest_places.remote(artifact, places, corpus.limit, held, corpus.min_score) for places in parts)
+        lowest = ray.get(finished("parts looked through", sought, len(parts), at_once=context.workers))
         threshold = limit_threshold(lowest, corpus.limit)
-    results = ray.get(
-        [merge_part.remote(artifact, number, places, threshold, held, corpus.min_score) for number, places in enumerate(parts)]
-    )
+    merged = (merge_part.remote(artifact, number, places, threshold, held, corpus.min_score) for number, places in enumerate(parts))
+    results = ray.get(finished("parts merged", merged, len(parts), at_once=context.workers))
     for result in results:
         counts.samples += result["samples"]
         counts.beyond_limit += result["beyond_limit"]

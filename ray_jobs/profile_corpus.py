@@ -28,7 +28,8 @@ from ray_jobs import heldout
 from ray_jobs.job import telemetry
 from ray_jobs.job.device import device_kind, faiss_device, gpus
 from ray_jobs.job.process import cache_folder
-from ray_jobs.job.runtime import Context, finished, main, once
+from ray_jobs.job.runtime import Context, main, once
+from ray_jobs.job.waiting import finished
 from ray_jobs.regenerate import maker
 from ray_jobs.tasks import length_window, profiling, scoring, vllm
 from ray_jobs.tasks.corpus_rows import CorpusRows
@@ -206,7 +207,7 @@ def _make(context: Context, rows: CorpusRows, missing: Mapping[str, Artifact]) -
             lookup = ray.remote(profiling.count_types).remote(work, len(rows), profile.band, tokenizers)
             typed = _type_rows(work, rows, spans, lookup)
             waiting.append(ray.remote(profiling.seal_micro).options(name=name).remote(work, sealing, *typed))
-    finished("typings sealed", waiting)
+    finished("typings sealed", waiting, len(waiting))
 
 
 def _pass(context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work]) -> None:
@@ -218,7 +219,7 @@ def _pass(context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], 
     if local := [work for work in asking if work.config.vllm is not None]:
         vllm.answer(rows, spans, local, gpu)
     # One worker asks: so that its rate and its concurrency are those of the whole job.
-    for group, workers, num_gpus in ((on_gpu, gpu, 1), (on_cpu, _workers(context), 0), (asking, 1, 0)):
+    for group, workers, num_gpus in ((on_gpu, gpu, 1), (on_cpu, context.workers, 0), (asking, 1, 0)):
         if group:
             _one_pass(context, rows, spans, group, min(workers, len(spans)), num_gpus)
 
@@ -263,7 +264,7 @@ def _start_topics(context: Context, artifact: Artifact, typing: str, rows: Corpu
     gpu = int(device == "cuda")
     centroids = ray.remote(profiling.train_topics).options(num_gpus=gpu).remote(embeddings, config, device)
     assign, blocks = ray.remote(profiling.assign_topics).options(num_gpus=gpu), assignment_blocks(len(rows))
-    step = math.ceil(len(blocks) / (4 * _workers(context)))
+    step = math.ceil(len(blocks) / context.workers)
     assigned = [assign.remote(rows, embeddings, blocks[i : i + step], centroids, device) for i in range(0, len(blocks), step)]
     return ray.remote(profiling.seal_topics).options(name=typing).remote(artifact, typing, rows, config, sealing, *assigned)
 
@@ -329,12 +330,8 @@ def _faiss() -> str:
 def _span_rows(context: Context, n: int) -> int:
     """Return the rows of a span: a multiple of the embedder's group, and short enough to keep every worker busy."""
     group = context.experiment.profile.embedder.group
-    rows = min(SPAN_ROWS, math.ceil(n / (4 * _workers(context))))
+    rows = min(SPAN_ROWS, math.ceil(n / (4 * context.workers)))
     return group * max(1, math.ceil(rows / group))
-
-
-def _workers(context: Context) -> int:
-    return context.experiment.resources.data_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _wants_gpu(work: Work) -> bool:

@@ -116,6 +116,11 @@ class Context:
         """Return the address of a named cluster, if one is named."""
         return self.experiment.resources.address or os.environ.get("RAY_ADDRESS")
 
+    @property
+    def workers(self) -> int:
+        """Return how many tasks of a stage may wait for a core at once: `resources.data_workers`, else the cores there are."""
+        return self.experiment.resources.data_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
     def connect(self) -> None:
         """Connect to Ray once: a named cluster, RAY_ADDRESS, or a Ray of this process's own.
 
@@ -195,28 +200,6 @@ class Context:
         finally:
             filesystem, root = self.storage.filesystem()
             filesystem.delete_file(f"{root}/{probe}")
-
-
-def finished(what: str, references: list[Any], *, per_task: int = 1, total: int | None = None) -> None:
-    """Wait for tasks, say every few seconds how many are done, and raise the first error.
-
-    Args:
-        what: what a task's product is called in the log.
-        references: of the tasks.
-        per_task: how many things a task makes.
-        total: how many there are in all, where the last task makes fewer.
-    """
-    total = total if total is not None else per_task * len(references)
-    waiting, said = list(references), 0.0
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=min(len(waiting), 1), timeout=5)
-        for reference in done:
-            ray.get(reference)
-        if time.monotonic() - said > 5 or not waiting:
-            said = time.monotonic()
-            logger.info("%s: %d of %d", what, min(total, per_task * (len(references) - len(waiting))), total)
-            telemetry.tell("parts_done", len(references) - len(waiting), what=what)
-            telemetry.tell("parts_left", len(waiting), what=what)
 
 
 def configure_ray_data() -> None:

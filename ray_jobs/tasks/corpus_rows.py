@@ -15,6 +15,7 @@ import ray
 from diversity.artifact import Artifact, Storage
 from diversity.corpus.ingestion import REJECTED_SCHEMA, ContentHash, counted
 from diversity.corpus.samples import SAMPLE_SCHEMA
+from ray_jobs.job.waiting import finished
 
 PART_ROWS = 65_536
 
@@ -75,7 +76,9 @@ def read_part(artifact: Artifact, path: str, columns: list[str] | None = None) -
     return pq.read_table(path, columns=columns, filesystem=artifact.storage.filesystem()[0])
 
 
-def derive_corpus(corpus: Artifact, rows: np.ndarray, target: Artifact, facts: Mapping[str, Any], scores: np.ndarray | None = None) -> None:
+def derive_corpus(
+    corpus: Artifact, rows: np.ndarray, target: Artifact, facts: Mapping[str, Any], at_once: int, scores: np.ndarray | None = None
+) -> None:
     """Seal a corpus of some rows of another one, written by Ray tasks.
 
     Args:
@@ -83,15 +86,17 @@ def derive_corpus(corpus: Artifact, rows: np.ndarray, target: Artifact, facts: M
         rows: `(n,)` ascending row numbers, at least one.
         target: not sealed.
         facts: what its manifest says.
+        at_once: how many tasks may wait for a core.
         scores: `(n,)` what the samples' score is in the derived corpus; None leaves what it was.
     """
     read, begun, write = CorpusRows.of(corpus), target.begin(), ray.remote(_write_part)
     cuts = range(0, len(rows), PART_ROWS)
-    parts = [
+    written = (
         write.remote(read, rows[i : i + PART_ROWS], begun, number, None if scores is None else scores[i : i + PART_ROWS])
         for number, i in enumerate(cuts)
-    ]
-    seal_corpus(begun, ray.get(parts), {**facts, "derived_from": corpus.path, "group_by": corpus.manifest["group_by"]})
+    )
+    parts = ray.get(finished("parts written", written, len(cuts), at_once=at_once))
+    seal_corpus(begun, parts, {**facts, "derived_from": corpus.path, "group_by": corpus.manifest["group_by"]})
 
 
 def _write_part(read: CorpusRows, rows: np.ndarray, target: Artifact, number: int, scores: np.ndarray | None) -> dict[str, int]:

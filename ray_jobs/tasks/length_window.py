@@ -63,4 +63,4 @@ def derive(context: Context, corpus: Artifact, lengths: Artifact, target: Artifa
         raise ConfigError(
             f"grid.length_window: no response has {low} to {high} tokens; the shortest has {tokens.min()}, the longest {tokens.max()}"
         )
-    derive_corpus(corpus, inside, target, {"stage": NAME, "version": VERSION, "window": [low, high]})
+    derive_corpus(corpus, inside, target, {"stage": NAME, "version": VERSION, "window": [low, high]}, context.workers)

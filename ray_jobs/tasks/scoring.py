@@ -19,6 +19,7 @@ from diversity.config import ConfigError
 from ray_jobs.job.device import gpus
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, once
+from ray_jobs.job.waiting import finished
 from ray_jobs.tasks.corpus_rows import CorpusRows, derive_corpus
 from training.chat import conversations
 from training.ifd import ScorerConfig, difficulties
@@ -70,7 +71,7 @@ def derive_good(context: Context, corpus: Artifact) -> Artifact:
         raise ConfigError(f"profile.scorer.min_score={config.min_score:g}: {best}")
     left_out = len(values) - len(rows)
     facts = {"stage": "min-score", "version": VERSION, "min_score": config.min_score, "below_score": left_out, "scores": scores.path}
-    derive_corpus(corpus, rows, target, facts, values[rows])
+    derive_corpus(corpus, rows, target, facts, context.workers, values[rows])
     logger.info("scores: %d samples have %g or more, %d have less or none and are left out", len(rows), config.min_score, left_out)
     return target
 
@@ -110,12 +111,8 @@ def make_scores(context: Context, corpus: Artifact, target: Artifact, gpu: int) 
     rows = CorpusRows.of(corpus)
     spans = rows.spans(SPAN_ROWS)
     task = ray.remote(_score_span).options(name="scores", num_gpus=gpu)
-    waiting = [task.remote(rows, span, config, model, "cuda" if gpu else "cpu") for span in spans]
-    tables = []
-    for number, one in enumerate(waiting, start=1):
-        tables.append(ray.get(one))
-        logger.info("scores: %d of %d spans", number, len(spans))
-    table = pa.concat_tables(tables)
+    spanned = (task.remote(rows, span, config, model, "cuda" if gpu else "cpu") for span in spans)
+    table = pa.concat_tables(ray.get(finished("spans scored", spanned, len(spans), at_once=context.workers)))
     begun = target.begin()
     begun.write(table)
     scored = table["score"].drop_null()
