@@ -14,7 +14,6 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
@@ -228,9 +227,9 @@ def _one_pass(
     context: Context, rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[Work], workers: int, num_gpus: int
 ) -> None:
     logger.info("profile_corpus: %d samples in %d spans, %d workers", len(rows), len(spans), workers)
-    # A block for each span, made here: a task that cut them would wait for a core that the actors hold.
-    numbers = [pa.table({"span": pa.array([span], pa.int64())}) for span in range(len(spans))]
-    done = ray.data.from_arrow(numbers).map_batches(
+    # A block for each span, made here: tasks that cut them, or look at tables, would wait for cores that the actors hold.
+    numbers = ray.data.from_items([{"span": span} for span in range(len(spans))], override_num_blocks=len(spans))
+    done = numbers.map_batches(
         SpanWorker,
         batch_size=1,
         batch_format="pyarrow",

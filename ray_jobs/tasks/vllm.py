@@ -41,11 +41,11 @@ def answer(rows: CorpusRows, spans: Sequence[tuple[int, int]], works: Sequence[T
         raise ConfigError("profile.tagger.vllm needs a GPU in the cluster; for another machine's give profile.tagger.base_url")
     from ray.data.llm import build_processor
 
-    numbers = [pa.table({"span": pa.array([span], pa.int64())}) for span in range(len(spans))]
+    numbers = ray.data.from_items([{"span": span} for span in range(len(spans))], override_num_blocks=len(spans))
     for work in works:
         config = work.config
         ask = partial(open_requests, rows=rows, spans=spans, work=work)
-        asked = ray.data.from_arrow(numbers).map_batches(ask, batch_size=1, batch_format="pyarrow")
+        asked = numbers.map_batches(ask, batch_size=1, batch_format="pyarrow")
         processor = build_processor(processor_config(config), preprocess=engine_row, postprocess=answer_row)
         answers, before = Answers(work.artifact.storage, answers_name(config)), 0
         batch: Any
