@@ -151,12 +151,12 @@ def _take_out(context: Context, stage: Heldout) -> pa.Table:
     parts, size = stage.ingested.parts(), stage.ingested.manifest["samples"]
     candidates = ray.remote(_candidates)
     asked = (candidates.remote(stage.ingested, part, config, stage.by, size) for part in parts)
-    found = ray.get(finished("parts asked for candidates", asked, len(parts), at_once=context.workers))
+    found = finished("parts asked for candidates", asked, len(parts), at_once=context.workers)
     chosen = ray.put(choose_groups(found, config, size))
     target = None if stage.corpus.sealed else stage.corpus.begin()
     split = ray.remote(_split_part)
     divided = (split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts))
-    results = ray.get(finished("parts divided", divided, len(parts), at_once=context.workers))
+    results = finished("parts divided", divided, len(parts), at_once=context.workers)
     taken = pa.concat_tables([result[0] for result in results])
     if target is not None:
         facts = {"stage": "heldout", "version": VERSION, "ingested": stage.ingested.path, "group_by": stage.by, "held_out": len(taken)}
@@ -219,7 +219,7 @@ def _find_everywhere(context: Context, corpus: Artifact, sought: Sought) -> Foun
     nowhere, parts = np.zeros(0, dtype=np.int64), corpus.parts()
     found = Found(nowhere, nowhere, nowhere)
     searched = (search.remote(corpus, part, held) for part in parts)
-    for part in ray.get(finished("parts searched for leaks", searched, len(parts), at_once=context.workers)):
+    for part in finished("parts searched for leaks", searched, len(parts), at_once=context.workers):
         found = found.union(part)
     return found
 

@@ -133,10 +133,10 @@ def _build(context: Context, stage: Ingest) -> None:
     threshold = None
     if corpus.limit is not None:
         sought = (lowest_places.remote(artifact, places, corpus.limit, held, corpus.min_score) for places in parts)
-        lowest = ray.get(finished("parts looked through", sought, len(parts), at_once=context.workers))
+        lowest = finished("parts looked through", sought, len(parts), at_once=context.workers)
         threshold = limit_threshold(lowest, corpus.limit)
     merged = (merge_part.remote(artifact, number, places, threshold, held, corpus.min_score) for number, places in enumerate(parts))
-    results = ray.get(finished("parts merged", merged, len(parts), at_once=context.workers))
+    results = finished("parts merged", merged, len(parts), at_once=context.workers)
     for result in results:
         counts.samples += result["samples"]
         counts.beyond_limit += result["beyond_limit"]

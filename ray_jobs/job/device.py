@@ -29,7 +29,7 @@ def device_kind(context: Context) -> str:
         return "cuda" if resources.use_gpu else "cpu"
     if resources.max_gpus is not None:
         return "cuda" if resources.max_gpus else "cpu"
-    if _joins(context):
+    if context.address:
         context.connect()
     found = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else local_gpus()
     return "cuda" if found else "cpu"
@@ -73,7 +73,7 @@ def fast_bf16_everywhere(context: Context, ask: Callable[[], bool] = has_fast_bf
         context: of the experiment.
         ask: what a node is asked.
     """
-    if not _joins(context):
+    if not context.address:
         return ask()
     context.connect()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)]
@@ -83,11 +83,6 @@ def fast_bf16_everywhere(context: Context, ask: Callable[[], bool] = has_fast_bf
     if any(have) and not all(have):
         logger.warning("%d of %d nodes multiply bf16: sft.precision=auto is fp32, the same for all", sum(have), len(have))
     return bool(have) and all(have)
-
-
-def _joins(context: Context) -> bool:
-    """Return whether the experiment runs on a cluster that is there, not on a Ray of this process's own."""
-    return bool(context.address)
 
 
 def _installed(package: str) -> bool:

@@ -67,10 +67,13 @@ def coordinate_here() -> None:
     get_or_create_autoscaling_coordinator()
 
 
-def training(run_id: str) -> None:
-    """Write down that Ray Train asks for nodes for a run of this job, by its own id of the run, ahead of `fit`."""
-    job = ray.get_runtime_context().get_job_id()
-    internal_kv._internal_kv_put(TRAINING + f"train-{run_id}".encode(), job.encode(), namespace=NAMESPACE)
+@contextmanager
+def training(run_id: str) -> Iterator[None]:
+    """Have it written down, until the block ends well, that Ray Train asks for nodes for a run of this job, by its own id of the run."""
+    key = TRAINING + f"train-{run_id}".encode()
+    internal_kv._internal_kv_put(key, ray.get_runtime_context().get_job_id().encode(), namespace=NAMESPACE)
+    yield
+    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
 def withdraw_left_behind() -> bool:

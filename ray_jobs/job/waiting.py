@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def finished(
     what: str, references: Iterable[Any], count: int, *, per_task: int = 1, total: int | None = None, at_once: int | None = None
 ) -> list[Any]:
-    """Wait for tasks, say every few seconds how many are done, and return them in order, or raise the first error.
+    """Wait for tasks, say every few seconds how many are done, and return what they gave in order, or raise the first error.
 
     Args:
         what: what a task's product is called in the log.
@@ -30,17 +30,17 @@ def finished(
             more CPU nodes, GPU nodes.
     """
     total = total if total is not None else per_task * count
-    started, waiting, said, coming = list[Any](), list[Any](), 0.0, iter(references)
+    started, waiting, gave, said, coming = list[Any](), list[Any](), dict[Any, Any](), 0.0, iter(references)
     while True:
         room = None if at_once is None else at_once - len(waiting)
         new = list(itertools.islice(coming, room))
         started += new
         waiting += new
         if not waiting:
-            return started
+            return [gave[reference] for reference in started]
         done, waiting = ray.wait(waiting, num_returns=1, timeout=5)
         for reference in done:
-            ray.get(reference)
+            gave[reference] = ray.get(reference)
         left = count - len(started) + len(waiting)
         if time.monotonic() - said > 5 or not left:
             said = time.monotonic()

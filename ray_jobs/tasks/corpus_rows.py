@@ -95,7 +95,7 @@ def derive_corpus(
         write.remote(read, rows[i : i + PART_ROWS], begun, number, None if scores is None else scores[i : i + PART_ROWS])
         for number, i in enumerate(cuts)
     )
-    parts = ray.get(finished("parts written", written, len(cuts), at_once=at_once))
+    parts = finished("parts written", written, len(cuts), at_once=at_once)
     seal_corpus(begun, parts, {**facts, "derived_from": corpus.path, "group_by": corpus.manifest["group_by"]})
 
 

@@ -193,8 +193,8 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
         ),
     )
     started = time.perf_counter()
-    standing.training(trainer.train_run_context.run_id)  # type: ignore[attr-defined]
-    result = trainer.fit()
+    with standing.training(trainer.train_run_context.run_id):  # type: ignore[attr-defined]
+        result = trainer.fit()
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
     if "error" in figures:
         raise RunError(f"{', '.join(task.cells)}: {figures['error']}")

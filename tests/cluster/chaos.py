@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.cluster import tiny
 from tests.cluster.conftest import lines
 from tests.cluster.faults import IN_DATA, IN_SWEEP, NEED_MOUNT
-from tests.cluster.ground import ALL_STAGES, Ground, Outcome, mounted
+from tests.cluster.ground import Ground, Outcome, mounted
 from tests.cluster.machine import Machine
 
 LONGEST_DELAY_S = {"ingest": 2.0, "profile": 6.0, "build": 4.0, "sweep": 15.0}
@@ -40,7 +40,7 @@ def main(count: int, seed: int, skip: int = 0) -> int:
             ground = Ground.lay(Path(folder) / "ground")
             print(f"chaos, seed {seed}; without a fault: {ground.baseline(machine):.0f} s", flush=True)
             for number, (stage, fault, delay) in list(enumerate(drawn(count, seed), 1))[skip:]:
-                stages = ALL_STAGES if stage == "sweep" else tiny.DATA_STAGES
+                stages = tiny.ALL_STAGES if stage == "sweep" else tiny.DATA_STAGES
                 with ExitStack() as stack:
                     mount = stack.enter_context(mounted(Path(folder) / f"mount-{number}")) if fault in NEED_MOUNT else None
                     outcomes.append(ground.run(machine, stage, fault, delay, mount, stages))

@@ -21,7 +21,6 @@ from tests.cluster.faults import FAULTS, Trial
 from tests.cluster.machine import Machine
 
 PATIENCE = float(os.environ.get("CLUSTER_TEST_PATIENCE", "1"))  # larger on a machine that is busy with other things
-ALL_STAGES = "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]"
 Losses = dict[str, list[float]]
 
 
@@ -67,7 +66,7 @@ class Ground:
         """Make inputs and model."""
         return cls(folder, tiny.make_corpus(folder / "corpus"), tiny.make_model(folder / "model"))
 
-    def trial(self, name: str, mount: Path | None = None, *, begun: bool = False, stages: str = ALL_STAGES) -> Trial:
+    def trial(self, name: str, mount: Path | None = None, *, begun: bool = False, stages: str = tiny.ALL_STAGES) -> Trial:
         """Return a new trial of some stages on storage of its own: an empty one, or one where the data stages are sealed."""
         storage = (mount or self.folder) / f"{name}-{secrets.token_hex(3)}"
         if begun:
@@ -102,7 +101,9 @@ class Ground:
         other.losses = tiny.losses(trial.storage)
         return other
 
-    def run(self, machine: Machine, stage: str, fault: str, delay: float, mount: Path | None = None, stages: str = ALL_STAGES) -> Outcome:
+    def run(
+        self, machine: Machine, stage: str, fault: str, delay: float, mount: Path | None = None, stages: str = tiny.ALL_STAGES
+    ) -> Outcome:
         """Run a trial: the fault comes `delay` seconds after the stage has begun its work."""
         trial, began = self.trial(fault.replace(" ", "-"), mount, begun=stage == "sweep", stages=stages), time.time()
         trial.start(machine)

@@ -228,8 +228,11 @@ def test_without_any_capacity_the_job_says_so(cloud: Cloud, work: dict[str, Path
 def test_every_panel_of_the_dashboard_is_in_a_scrape(cloud: Cloud, work: dict[str, Path], table: Any) -> None:
     """A pipeline from nothing, killed in training and sent again, shows all that there is to show on the nodes' metrics ports."""
     storage, began = work["folder"] / "watched", time.time()
-    stages = "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]"
-    more = [stages, "grid.train=[response-micro_n24_l000_s0]", "sft.checkpoint_every=50"]  # trains for longer than metrics take to show
+    more = [
+        tiny.ALL_STAGES,
+        "grid.train=[response-micro_n24_l000_s0]",
+        "sft.checkpoint_every=50",
+    ]  # trains for longer than metrics take to show
     command = stage("pipeline", work, storage, *more, steps=400)
     environment = {**cloud.head.environment, "RAY_ADDRESS": cloud.head.address}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -61,7 +61,7 @@ def test_no_secret_is_anywhere(machine: Machine, table: Callable[..., None], tmp
     experiment = tiny.experiment(storage, tiny.make_corpus(tmp_path / "corpus"), model, steps=60)
     more = [
         "resources={data_workers: 4, max_cpus: 5, driver_resource: true, shared_storage: true, wait_s: 300}",
-        "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]",
+        tiny.ALL_STAGES,
         "grid.train=[response-micro_n24_l000_s0]",
     ]
     command = [sys.executable, "-m", "ray_jobs", "submit", tiny.CONFIG, *experiment, *more]

@@ -66,9 +66,8 @@ def in_a_folder(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 def pipeline(storage: Path | str, inputs: tuple[Path, Path], log: Path, kill: bool = False) -> tuple[int, str, float]:
     """Run the pipeline on a Ray of its own; killed at the second checkpoint, if so. Return exit code, what it said, and the seconds."""
-    stages = "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]"
     more = ["grid.train=[response-micro_n24_l000_s0]", "sft.checkpoint_every=4", "resources={num_cpus: 4}", "evaluation.heldout.out=null"]
-    command = [sys.executable, "-m", "ray_jobs.pipeline", tiny.CONFIG, *tiny.experiment(storage, *inputs, steps=32), stages, *more]
+    command = [sys.executable, "-m", "ray_jobs.pipeline", tiny.CONFIG, *tiny.experiment(storage, *inputs, steps=32), tiny.ALL_STAGES, *more]
     # Keys in the environment, where they belong; Ray's own writers and the ranks find them there too.
     keys = {"AWS_ACCESS_KEY_ID": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "OMP_NUM_THREADS": "1"}
     began = time.monotonic()

@@ -15,6 +15,7 @@ from diversity.artifact import Storage
 from ray_jobs.job.index import Index
 
 CONFIG = "ray_jobs/configs/demo.yaml"
+ALL_STAGES = "stages=[ingest, heldout, profile_corpus, build_datasets, sweep]"
 DATA_STAGES = "stages=[ingest, heldout, profile_corpus, build_datasets]"
 MODEL = {
     "vocab_size": 49152,

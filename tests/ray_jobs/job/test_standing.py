@@ -35,13 +35,13 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray_jobs.job import standing
 ray.init(address=sys.argv[1], logging_level="ERROR")
 standing.coordinate_here()
-standing.training("killed")
 coordinator = ray.get_actor(standing.COORDINATOR, namespace=standing.COORDINATOR)
 options = {"expire_after_s": 600, "priority": ResourceRequestPriority.HIGH}  # as Ray Train asks, for longer
 ray.get(coordinator.request_resources.remote(requester_id="train-killed", resources=[{"CPU": 64}], **options))
 ray.get(coordinator.request_resources.remote(requester_id="another", resources=[{"CPU": 32}], **options))
-print("asked", flush=True)
-sys.stdin.read()
+with standing.training("killed"):
+    print("asked", flush=True)
+    sys.stdin.read()
 """
 
 

@@ -29,7 +29,7 @@ def test_no_more_than_so_many_are_started_and_not_done(ray_local: None, at_once:
             drawn.append(task.remote(number))
             yield drawn[-1]
 
-    assert ray.get(finished("numbers", coming(), 12, at_once=at_once)) == list(range(12))
+    assert finished("numbers", coming(), 12, at_once=at_once) == list(range(12))
     assert len(drawn) == 12 and (at_once is None or max(most) < at_once)
 
 
