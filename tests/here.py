@@ -15,9 +15,9 @@ import pyarrow as pa
 import ray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ref:
-    """What a task returned."""
+    """What a task returned; like Ray's own, it is a key whatever it refers to."""
 
     value: Any
 
