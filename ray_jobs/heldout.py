@@ -28,6 +28,7 @@ from diversity.corpus.heldout import (
     Sought,
     candidate_groups,
     choose_groups,
+    early_share,
     find,
     held_out,
     prompt_table,
@@ -44,7 +45,7 @@ from ray_jobs.tasks.corpus_rows import read_part, seal_corpus
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -96,7 +97,8 @@ class Heldout:
     def artifact(self) -> Artifact:
         """Return the held-out samples."""
         out, prompts = self.config.out, self.config.prompts
-        config: dict[str, Any] = {"out": {"columns": out.columns, "limit": out.limit} if out else None, "in": self.config.in_ is not None}
+        kept = ("columns", "limit", "min_score")
+        config: dict[str, Any] = {"out": {name: getattr(out, name) for name in kept} if out else None, "in": self.config.in_ is not None}
         parents = [self.corpus.fingerprint, *(_roots(out.paths) if out else [])]
         if prompts is not None:
             config["prompts"] = {"column": prompts.column, "files": _roots(prompts.paths)}
@@ -148,11 +150,7 @@ def _take_out(context: Context, stage: Heldout) -> pa.Table:
     """Return the samples of `in`, and seal the corpus without them if it isn't yet."""
     config = stage.config.in_
     assert config is not None
-    parts, size = stage.ingested.parts(), stage.ingested.manifest["samples"]
-    candidates = ray.remote(_candidates)
-    asked = (candidates.remote(stage.ingested, part, config, stage.by, size) for part in parts)
-    found = finished("parts asked for candidates", asked, len(parts), at_once=context.workers)
-    chosen = ray.put(choose_groups(found, config, size))
+    parts, chosen = stage.ingested.parts(), ray.put(_chosen(context, stage, config))
     target = None if stage.corpus.sealed else stage.corpus.begin()
     split = ray.remote(_split_part)
     divided = (split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts))
@@ -164,8 +162,20 @@ def _take_out(context: Context, stage: Heldout) -> pa.Table:
     return taken
 
 
-def _candidates(corpus: Artifact, part: str, config: InConfig, by: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    return candidate_groups(read_part(corpus, part, ["source", "instruction"]), config, by, size)
+def _chosen(context: Context, stage: Heldout, config: InConfig) -> np.ndarray:
+    """Return the groups that are held out: of the early ones if those are enough, else of all."""
+    parts, size, candidates = stage.ingested.parts(), stage.ingested.manifest["samples"], ray.remote(_candidates)
+    for share in (early_share(config, stage.by, size), 1.0):
+        asked = (candidates.remote(stage.ingested, part, config, stage.by, share) for part in parts)
+        found = finished("parts asked for candidates", asked, len(parts), at_once=context.workers)
+        chosen, left = choose_groups(found, config, size, share)
+        if not left or share == 1:
+            break
+    return chosen
+
+
+def _candidates(corpus: Artifact, part: str, config: InConfig, by: str, share: float) -> tuple[np.ndarray, np.ndarray]:
+    return candidate_groups(read_part(corpus, part, ["source", "instruction"]), config, by, share)
 
 
 def _split_part(

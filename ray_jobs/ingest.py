@@ -47,7 +47,7 @@ from ray_jobs.tasks.corpus_rows import read_part
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 STAGING = "staging"
 CONTAMINATED = "contaminated"
 REPORT_SCHEMA = pa.schema([("unit", pa.int64()), ("report", pa.large_string())])
@@ -104,7 +104,9 @@ def run(context: Context) -> None:
         logger.info("ingest: %s is sealed already", stage.artifact.path)
         telemetry.add("seals_reused", 1, stage="ingest")
     else:
-        stage.inputs.check_heads(context.experiment.corpus.columns)
+        corpus = context.experiment.corpus
+        if corpus.max_rejected < 1:
+            stage.inputs.check_heads(corpus.columns)
         context.connect()
         _build(context, stage)
         telemetry.add("samples", stage.artifact.manifest["samples"], stage="ingest")
@@ -120,7 +122,7 @@ def _build(context: Context, stage: Ingest) -> None:
     corpus, artifact = context.experiment.corpus, stage.artifact.begin()
     units, n_buckets = stage.inputs.units(), stage.inputs.n_buckets
     logger.info("ingest: %d inputs in %d parts, %d buckets", len(stage.inputs.digests), len(units), n_buckets)
-    counts, staged = _stage(artifact, units, corpus, n_buckets, context.experiment.resources.data_workers)
+    counts, staged = _stage(artifact, units, corpus, n_buckets, context.workers)
     for file, formats in counts.formats.items():
         logger.info("ingest: %s: %s", file, ", ".join(f"{count} {name}" for name, count in sorted(formats.items())) or "no usable row")
     if counts.seen.unused:
@@ -181,7 +183,7 @@ class Staged:
     sizes: list[int]
 
 
-def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_buckets: int, workers: int | None) -> tuple[Counts, Staged]:
+def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_buckets: int, workers: int) -> tuple[Counts, Staged]:
     """Read all units and stage their samples by bucket."""
     artifact.write(REJECTED_SCHEMA.empty_table(), "rejected/part-00000.parquet")
 
@@ -191,7 +193,7 @@ def _stage(artifact: Artifact, units: list[Unit], corpus: CorpusConfig, n_bucket
             yield pa.Table.from_arrays([pa.array([number], pa.int64()), pa.array([report], pa.large_string())], schema=REPORT_SCHEMA)
 
     numbers = ray.data.from_items([{"unit": unit.number} for unit in units], override_num_blocks=len(units))
-    compute = ray.data.TaskPoolStrategy(size=workers) if workers else None
+    compute = ray.data.TaskPoolStrategy(size=workers)
     reports = numbers.map_batches(read, batch_size=1, batch_format="pyarrow", compute=compute, zero_copy_batch=True)
     counts, staged = Counts(), Staged([[] for _ in range(n_buckets)], [0] * n_buckets)
     for row in reports.iter_rows():

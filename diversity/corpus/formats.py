@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import lru_cache
+
 from diversity.config import near_matches
 
 MAPPABLE = ("instruction", "input", "response", "messages", "system", "history", "tools", "reasoning", "source", "score")
@@ -34,7 +37,25 @@ BESIDE: dict[str, tuple[str, ...]] = {
 OURS = frozenset({"sample_id", "chosen_for"})  # what our own exports say about a sample; it is found out again
 PREFERENCE = frozenset({"chosen", "rejected"})
 _FORMATS_OWN = frozenset({"input", "text"}).union(*(group for _, groups in FORMATS for group in groups))
+TELLING = frozenset().union(*(group for _, groups in FORMATS for group in groups))
 KNOWN_COLUMNS = _FORMATS_OWN.union(PREFERENCE, OURS, *BESIDE.values())
+
+
+@lru_cache(maxsize=1 << len(TELLING))
+def format_of(columns: frozenset[str]) -> str | None:
+    """Return the first format that has one of the columns in each of its groups; rows of a file have few sets of them."""
+    return next((name for name, groups in FORMATS if all(not group.isdisjoint(columns) for group in groups)), None)
+
+
+def wanted(names: Collection[str], mapped: Collection[str]) -> list[str]:
+    """Return which columns of a table can matter: all of them where its names make no known format and the mapping does not find its own.
+
+    Args:
+        names: of the table's columns.
+        mapped: columns that a mapping names.
+    """
+    told = format_of(TELLING.intersection(names)) is not None or (len(mapped) > 0 and set(mapped) <= set(names))
+    return [name for name in names if not told or name in KNOWN_COLUMNS or name in mapped]
 
 
 def check_columns(columns: dict[str, str]) -> dict[str, str]:

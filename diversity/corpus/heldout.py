@@ -98,21 +98,35 @@ def groups(samples: pa.Table, by: str) -> pa.Array | pa.ChunkedArray:
     return samples["source"] if by == "source" else normalise(samples["instruction"])
 
 
-def candidate_groups(samples: pa.Table, config: InConfig, by: str, corpus_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (group hashes, number of samples) of the groups of one part that come early enough to be held out.
+def early_share(config: InConfig, by: str, corpus_size: int) -> float:
+    """Return which share of the groups is looked at first: about four times what is needed where groups are about one sample each.
 
-    The bound on the keyed hash leaves about four times what is needed, so that a huge corpus sends little; a small one sends all.
+    So a huge corpus sends little, and a small one all of its groups.
     """
+    return min(4 * config.fraction + 1000 / corpus_size, 1.0) if by == "prompt" else 1.0
+
+
+def candidate_groups(samples: pa.Table, config: InConfig, by: str, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return (group hashes, number of samples) of the groups of one part that are in the first share of the keyed hash's range."""
     keys, counts = np.unique(text_hashes(groups(samples, by)), return_counts=True)
-    share = 4 * config.fraction + 1000 / corpus_size if by == "prompt" else 1.0
     if share < 1:
         early = priorities(keys, config.seed, "heldout") < np.uint64(share * 2.0**64)
         keys, counts = keys[early], counts[early]
     return keys, counts
 
 
-def choose_groups(parts: Iterable[tuple[np.ndarray, np.ndarray]], config: InConfig, corpus_size: int) -> np.ndarray:
-    """Return the hashes of the groups to hold out, ascending: in the order of a keyed hash, each that still fits the fraction.
+def choose_groups(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], config: InConfig, corpus_size: int, share: float = 1.0
+) -> tuple[np.ndarray, int]:
+    """Return the hashes of the groups to hold out, ascending, and how many samples of the fraction they leave.
+
+    Groups are taken in the order of a keyed hash, each that still fits. So where nothing is left, later groups change nothing.
+
+    Args:
+        parts: candidates of all parts of the corpus.
+        config: the fraction.
+        corpus_size: number of samples.
+        share: of the groups, how many are candidates.
 
     Raises:
         NothingToHoldOut: every group is larger than the whole fraction.
@@ -129,11 +143,11 @@ def choose_groups(parts: Iterable[tuple[np.ndarray, np.ndarray]], config: InConf
             left -= int(sizes[place])
         if not left:
             break
-    if not chosen:
+    if not chosen and share == 1:
         raise NothingToHoldOut(
             f"evaluation.heldout.in: {wanted} samples were to be held out, but the smallest group has {sizes.min()}: raise fraction"
         )
-    return np.sort(keys[np.asarray(chosen, dtype=np.int64)])
+    return np.sort(keys[np.asarray(chosen, dtype=np.int64)]), left
 
 
 def held_out(samples: pa.Table, chosen: np.ndarray, by: str) -> np.ndarray:

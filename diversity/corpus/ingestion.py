@@ -95,8 +95,8 @@ class Counts:
             **({"contamination": self.contamination} if self.contamination is not None else {}),
         }
 
-    def check(self, max_rejected: float) -> None:
-        """Check that enough rows can be used, and that all are accounted for.
+    def check(self, max_rejected: float, rows: str = "rows") -> None:
+        """Check that enough rows can be used; `rows` are called so in the error.
 
         Raises:
             TooManyRejected: with the three commonest reasons, an example and what would help; or no row could be used at all.
@@ -108,7 +108,7 @@ class Counts:
             ranked = commonest_first(self.rejected)
             commonest = "; ".join(f"{reason} ({count})" for reason, count in ranked[:3])
             allowed = f", more than corpus.max_rejected = {max_rejected:g} allows" if max_rejected < 1 else ""
-            told = [f"{rejected} of {self.rows_read} rows can't be used{allowed}: {commonest}", *self.seen.explained(ranked[0][0])]
+            told = [f"{rejected} of {self.rows_read} {rows} can't be used{allowed}: {commonest}", *self.seen.explained(ranked[0][0])]
             raise TooManyRejected("; ".join(told))
 
     def check_scores(self, least: float | None) -> None:

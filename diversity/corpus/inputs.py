@@ -115,7 +115,8 @@ class Inputs:
         """Look at the first rows of a few files, before anything is started to read them all.
 
         Raises:
-            TooManyRejected: not one of those rows can be used, in a corpus of files alone.
+            TooManyRejected: not one of those rows can be used, in a corpus of files alone. (Good ones may come later in a file:
+                `max_rejected: 1` asks for no such look.)
             ReadError: a file can't be read.
         """
         counts = Counts()
@@ -125,7 +126,7 @@ class Inputs:
                 reasons, read = counted(batch.rejected["reason"]), len(batch.samples) + len(batch.rejected)
                 counts.add_batch(file.shown, read, reasons, batch.formats, batch.seen)
         if counts.rows_read and not self.builtin:
-            counts.check(1.0)
+            counts.check(1.0, "first rows")
 
     def units(self) -> list[Unit]:
         """Return the units of work, large files in parts.
@@ -166,8 +167,8 @@ def samples_of(table: Any, source: str = "table", columns: dict[str, str] | None
         TooManyRejected: not one row can be used.
     """
     arrow = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
-    config = CorpusConfig(columns=columns, max_rejected=1.0)
-    found = [(source, batch) for batch in batches(table_rows(arrow), file=source, source=source, digest=source, columns=columns)]
+    config, mapped = CorpusConfig(columns=columns, max_rejected=1.0), list(columns.values()) if columns else ()
+    found = [(source, batch) for batch in batches(table_rows(arrow, 0, mapped), file=source, source=source, digest=source, columns=columns)]
     return _gather(found, config)
 
 

@@ -195,6 +195,8 @@ class _Text:
                 self._check_hope(error)
             except RecursionError:
                 raise ReadError("nested too deeply") from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise ReadError(f"invalid JSON: {error}") from None
             else:
                 if self._ended or self._buffer[end - 1] in '}]"' or end + LONGEST_TOKEN <= len(self._buffer):
                     break  # a number that stands at the window's end may go on behind it
@@ -206,7 +208,9 @@ class _Text:
     def _check_hope(self, error: json.JSONDecodeError) -> None:
         """Raise unless more text may mend the error: it lies at the end of the window, or in a string that has no end yet."""
         unfinished = "Unterminated string" in error.msg or error.pos >= len(self._buffer) - LONGEST_TOKEN
-        if self._ended or not unfinished or len(self._buffer) - self.at > MAX_ROW_BYTES:
+        if unfinished and not self._ended and len(self._buffer) - self.at > MAX_ROW_BYTES:
+            raise ReadError(f"a value longer than {MAX_ROW_BYTES >> 20} MiB; write such data as JSON lines, a row each")
+        if self._ended or not unfinished:
             shown = excerpt(self._buffer[max(error.pos - 20, 0) : error.pos + 20])
             raise ReadError(f"invalid JSON: {error.msg} near {shown!r}") from None
 

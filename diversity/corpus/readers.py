@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import lzma
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from diversity.corpus.excerpts import excerpt
 from diversity.corpus.files import InputFile, ReadError
-from diversity.corpus.formats import KNOWN_COLUMNS, OURS
+from diversity.corpus.formats import KNOWN_COLUMNS, wanted
 from diversity.corpus.json_rows import MAX_ROW_BYTES, Row, Unreadable, document_rows, is_unicode, parse_json
 from diversity.corpus.sniff import BOM, Kind, opened, sniff
 
@@ -69,7 +70,7 @@ def read_rows(file: InputFile, span: Span = WHOLE, columns: Sequence[str] | None
         if kind.form == "parquet":
             yield from _parquet_rows(file, span, columns)
         elif kind.form == "arrow":
-            yield from _arrow_rows(file)
+            yield from _arrow_rows(file, columns)
         else:
             with opened(file, kind, span.start) as stream:
                 if kind.form == "csv":
@@ -136,7 +137,7 @@ def _named(file: InputFile) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ReadError(f"{file.shown}: is not there (any more)") from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ReadError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException, ReadError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(message if message.startswith(file.shown) else f"{file.shown}: can't be read: {message}") from None
 
@@ -170,26 +171,31 @@ def _skip_line(stream: BinaryIO) -> int:
 
 
 def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[Row]:
-    """Yield the records of a CSV file: every cell is the string as written. A blank file has none."""
+    """Yield the records of a CSV file: every cell is the string as written. A blank file has none.
+
+    A quote that doesn't belong takes in lines up to the next one, or all of them; each counts as a row that can't be read.
+    """
     csv.field_size_limit(sys.maxsize)
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = next(records, None)
+    header = distinct(next(records, []))
     if not header:
         return
     row = 0
     while True:
+        begins = records.line_num + 1
         try:
             record = next(records)
         except StopIteration:
             return
         except csv.Error as error:
-            yield row, Unreadable("invalid CSV", f"line {records.line_num}: {error}")
+            for line in range(begins, records.line_num + 1):
+                yield row, Unreadable("invalid CSV", f"line {line}: {error}, in the record that begins at line {begins}")
+                row += 1
         else:
-            if not record:
-                continue
-            yield row, _record(header, record)
-        row += 1
+            if record:
+                yield row, _record(header, record)
+                row += 1
 
 
 def _record(header: list[str], record: list[str]) -> Any:
@@ -201,15 +207,24 @@ def _record(header: list[str], record: list[str]) -> Any:
     return dict(zip(header, record, strict=False))
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return the names of columns, a repeated one with its number: the first is meant, and the others are seen."""
+    found: dict[str, None] = {}
+    for name in names:
+        again = (f"{name}.{number}" for number in itertools.count(1))
+        found[name if name not in found else next(other for other in again if other not in found)] = None
+    return list(found)
+
+
 def _parquet_rows(file: InputFile, span: Span, columns: Sequence[str] | None) -> Iterator[Row]:
-    """Yield the rows of a parquet file's row groups. Columns that no format knows are read only where there is none that is known."""
+    """Yield the rows of a parquet file's row groups. Columns that no format knows are read only where those that are known say nothing."""
     with file.filesystem().open_input_file(file.path) as stream:
         parquet = pq.ParquetFile(stream)
-        known = [name for name in parquet.schema_arrow.names if name in KNOWN_COLUMNS or name in (columns or ())]
+        read = wanted(parquet.schema_arrow.names, columns or ())
         groups = range(span.start, parquet.num_row_groups if span.stop is None else span.stop)
         row = span.first_row
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=known or None):
-            yield from table_rows(batch, row)
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=read):
+            yield from table_rows(batch, row, columns or ())
             row += batch.num_rows
 
 
@@ -227,22 +242,20 @@ def unread(file: InputFile, span: Span, columns: Sequence[str] | None) -> Counte
             return found
         with file.filesystem().open_input_file(file.path) as stream:
             parquet = pq.ParquetFile(stream)
-        names = parquet.schema_arrow.names
-        known = {name for name in names if name in KNOWN_COLUMNS or name in (columns or ())}
-        if not known:
-            return found  # then all columns are read
+        read = set(wanted(parquet.schema_arrow.names, columns or ()))
         for group in range(span.start, parquet.num_row_groups if span.stop is None else span.stop):
-            chunks = parquet.metadata.row_group(group)
+            chunks, held = parquet.metadata.row_group(group), dict[str, int]()
             for index in range(chunks.num_columns):
                 chunk = chunks.column(index)
                 name = chunk.path_in_schema.split(".")[0]
                 nulls = chunk.statistics.null_count or 0 if chunk.path_in_schema == name and chunk.statistics else 0
-                if name not in known and name not in OURS and "sample_id" not in names:
-                    found[name] = found[name] + chunks.num_rows - nulls if chunk.path_in_schema == name else chunks.num_rows
+                if name not in read:
+                    held[name] = max(held.get(name, 0), chunks.num_rows - nulls)
+            found.update(held)
     return +found
 
 
-def _arrow_rows(file: InputFile) -> Iterator[Row]:
+def _arrow_rows(file: InputFile, columns: Sequence[str] | None) -> Iterator[Row]:
     """Yield the rows of an Arrow file (feather too) or stream, told apart by its first bytes."""
     with file.filesystem().open_input_file(file.path) as stream:
         magic = stream.read(6)
@@ -255,18 +268,24 @@ def _arrow_rows(file: InputFile) -> Iterator[Row]:
         row = 0
         for batch in batches:
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield from table_rows(batch.slice(start, BATCH_ROWS), row + start)
+                yield from table_rows(batch.slice(start, BATCH_ROWS), row + start, columns or ())
             row += batch.num_rows
 
 
-def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0) -> Iterator[Row]:
-    """Yield the rows of a batch as objects; a row with a cell that can't be decoded comes out as `Unreadable`."""
-    names = batch.schema.names
+def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0, mapped: Collection[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a batch as objects; a row with a cell that can't be decoded, in a column that matters, is `Unreadable`.
+
+    Args:
+        batch: any columns.
+        first_row: the number of its first row.
+        mapped: columns that matter beside the known ones.
+    """
+    names = distinct(batch.schema.names)
     try:
         cells = [_cells(column) for column in batch.columns]
     except (UnicodeDecodeError, ValueError, OverflowError):
         for index in range(batch.num_rows):
-            yield first_row + index, _decoded(batch, index)
+            yield first_row + index, _decoded(batch, index, {*KNOWN_COLUMNS, *mapped})
         return
     for index, values in enumerate(zip(*cells, strict=True)):
         yield first_row + index, dict(zip(names, values, strict=True))
@@ -275,7 +294,7 @@ def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0) -> Iterator
 def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Return a column's cells. A field of an object that is null is absent: tables fill in what other rows' objects have."""
     found: list[Any] = column.to_pylist()
-    return [_without_nulls(value) for value in found] if pa.types.is_nested(column.type) else found
+    return list(map(_without_nulls, found)) if pa.types.is_nested(column.type) else found
 
 
 def _without_nulls(value: Any) -> Any:
@@ -286,14 +305,17 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _decoded(batch: pa.RecordBatch | pa.Table, index: int) -> Any:
-    """Return one row of a batch, cell by cell."""
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+def _decoded(batch: pa.RecordBatch | pa.Table, index: int, needed: Collection[str]) -> Any:
+    """Return one row of a batch, cell by cell; of a column that nobody reads the cell may be anything."""
+    row: dict[str, Any] = {}
+    for name, column in zip(distinct(batch.schema.names), batch.columns, strict=True):
         try:
-            row[name] = column[index].as_py()
-        except UnicodeDecodeError as error:
-            return Unreadable("invalid UTF-8", excerpt(error.object))
+            row[name] = _cells(column.slice(index, 1))[0]
         except (ValueError, OverflowError) as error:
-            return Unreadable("cell that Python can't hold", f"{name}: {error}")
+            if isinstance(error, UnicodeDecodeError):
+                row[name] = Unreadable("invalid UTF-8", excerpt(error.object))
+            else:
+                row[name] = Unreadable("cell that Python can't hold", f"{name}: {error}")
+            if name in needed:
+                return row[name]
     return row

@@ -7,17 +7,18 @@ samples. What a row holds and no field reads is named, so that whoever counts ro
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from diversity.corpus.excerpts import kind_of
-from diversity.corpus.formats import BESIDE, FORMATS, OURS, PREFERENCE
+from diversity.corpus.formats import BESIDE, OURS, PREFERENCE, TELLING, format_of
 from diversity.corpus.turns import Unusable, as_list, as_tools, called, read_turns
 
 Message = dict[str, Any]
 
-_TELLING = frozenset().union(*(group for _, groups in FORMATS for group in groups))
+_OUR_ID = re.compile("[0-9a-f]{32}")
 _BESIDE = frozenset().union(*BESIDE.values())
 
 
@@ -58,10 +59,8 @@ def read_row(row: Any, columns: Mapping[str, str] | None = None) -> Read:
     messages = _with_reasoning(messages, fields.beside("reasoning"))
     messages = [*_system(messages, fields.beside("system")), *_history(fields.beside("history"), fields), *messages]
     _check(messages)
-    source, tools = fields.beside("source"), as_tools(fields.beside("tools"))
-    return Read(
-        name, messages, tools, source if isinstance(source, str) and source else None, _score(fields.beside("score")), fields.unused()
-    )
+    source, tools, score = fields.beside("source", str), as_tools(fields.beside("tools")), _score(fields.beside("score"))
+    return Read(name, messages, tools, source, score, fields.unused())
 
 
 def plain_pair(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
@@ -76,6 +75,8 @@ def plain_pair(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
     instruction, response, added = row[asked], row[said], row[more] if more else None
     if type(instruction) is not str or type(response) is not str or not (added is None or type(added) is str):
         return None
+    if name == "prompt-completion" and instruction.startswith("["):
+        return None  # perhaps messages as text
     if added:
         instruction = f"{instruction}\n\n{added}"
     return (name, instruction, response) if instruction and response and not instruction.isspace() and not response.isspace() else None
@@ -84,7 +85,7 @@ def plain_pair(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
 @lru_cache(maxsize=1024)
 def _pair_columns(names: tuple[str, ...]) -> tuple[str, str, str, str | None] | None:
     """Return (format, columns of instruction, response and input) where rows with these columns are one exchange and hold nothing else."""
-    name = _format_of(_TELLING.intersection(names))
+    name = format_of(TELLING.intersection(names))
     if name not in ("alpaca", "prompt-completion"):
         return None
     asked, *others = sorted(names, key=lambda column: column not in ("instruction", "prompt"))
@@ -109,14 +110,8 @@ def read_prompt(value: Any) -> list[Message]:
 
 def detect_format(row: Mapping[str, Any]) -> str | None:
     """Return the first format all of whose columns hold something, else the first whose columns exist, else None."""
-    there = _TELLING.intersection(row)
-    return _format_of(frozenset(name for name in there if row[name] is not None)) or _format_of(there)
-
-
-@lru_cache(maxsize=1 << len(_TELLING))
-def _format_of(columns: frozenset[str]) -> str | None:
-    """Return the first format that has one of the columns in each of its groups; rows of a file have few sets of them."""
-    return next((name for name, groups in FORMATS if all(not group.isdisjoint(columns) for group in groups)), None)
+    there = TELLING.intersection(row)
+    return format_of(frozenset(name for name in there if row[name] is not None)) or format_of(there)
 
 
 class _Fields:
@@ -126,7 +121,7 @@ class _Fields:
         self._row = row
         self._columns = columns
         self._alone = _BESIDE.isdisjoint(row)  # nothing stands beside the conversation, as in most rows
-        self._read: set[str] = set(columns.values())
+        self._read: set[str] = set()
         self.keys: set[str] = set()  # keys of messages that nothing reads
 
     def conversation(self) -> tuple[str, list[Message]]:
@@ -134,10 +129,10 @@ class _Fields:
         if "messages" in self._columns:
             if self._columns["messages"] not in self._row:
                 raise Unusable("messages is missing")
-            return "mapped", read_turns(self._row[self._columns["messages"]], self.keys)
+            return "mapped", read_turns(self._either(self._columns["messages"]), self.keys)
         if "instruction" in self._columns:
             sides = (self._side("instruction", self._columns["instruction"]), self._side("response", self._columns["response"]))
-            return "mapped", self._pair(*sides, self._row.get(self._columns.get("input", "")))
+            return "mapped", self._pair(*sides, self._input())
         name = detect_format(self._row)
         if name in ("messages", "sharegpt"):
             return name, read_turns(
@@ -145,18 +140,20 @@ class _Fields:
             )
         if name == "alpaca":
             sides = (self._side("instruction", "instruction"), self._side("response", "output", "response"))
-            return name, self._pair(*sides, self._either(self._columns.get("input", "input")))
+            return name, self._pair(*sides, self._input("input"))
         if name == "prompt-completion":
             return name, self._prompt_and_completion()
         raise Unusable(_nothing_known(self._row))
 
-    def beside(self, field: str) -> Any:
-        """Return what a field beside the conversation holds, or None; the columns are those of the mapping, else the usual ones."""
-        if field in self._columns:
-            return _present(self._row.get(self._columns[field]))
-        for column in () if self._alone else BESIDE.get(field, ()):
+    def beside(self, field: str, kind: type = object) -> Any:
+        """Return what a field beside the conversation holds, if it is of this kind, or None.
+
+        The columns are those of the mapping, else the usual ones.
+        """
+        usual = () if self._alone else BESIDE.get(field, ())
+        for column in (self._columns[field],) if field in self._columns else usual:
             value = _present(self._row.get(column))
-            if value is not None:
+            if value is not None and isinstance(value, kind):
                 self._read.add(column)
                 return value
         return None
@@ -165,27 +162,35 @@ class _Fields:
         """Return the names of what holds something and was not read, in order."""
         if not self.keys and self._read.issuperset(self._row):
             return ()
-        ignored = self._read | OURS
-        if "sample_id" in self._row:
-            ignored = ignored | {"instruction", "response", "score"}  # our own export: the texts follow from the messages
+        ours = _OUR_ID.fullmatch(str(self._row.get("sample_id"))) is not None
+        ignored = self._read | OURS | {"instruction", "response"} if ours else self._read  # in our own exports texts follow from messages
         columns = [str(name) for name, value in self._row.items() if name not in ignored and _present(value) is not None]
         return (*columns, *sorted(self.keys)) if columns or self.keys else ()
 
     def _prompt_and_completion(self) -> list[Message]:
         """Return the turns of a prompt and of a completion, each a text or a list of messages."""
         prompt, completion = self._either("prompt"), self._either("completion", "response")
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return self._pair(prompt, completion, None)
+        spelt = _spells_turns(prompt) and _spells_turns(completion)
+        if isinstance(prompt, str) and isinstance(completion, str) and not spelt:
+            return self._pair(prompt, completion, self._input())
         if prompt is None or completion is None:
             return self._pair(self._side("instruction", "prompt"), self._side("response", "completion", "response"), None)
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else self._listed("instruction", prompt)
-        said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else self._listed("response", completion)
+        sides = (("instruction", "user", prompt), ("response", "assistant", completion))
+        asked, said = (
+            [{"role": role, "content": value}] if isinstance(value, str) and not spelt else self._listed(side, value)
+            for side, role, value in sides
+        )
         return [*asked, *said]
 
     def _listed(self, side: str, value: Any) -> list[Message]:
         if as_list(value) is None:
             raise Unusable(f"{side} is no string ({kind_of(value)})")
         return read_turns(value, self.keys)
+
+    def _input(self, usual: str | None = None) -> Any:
+        """Return what is said beside the instruction, in the mapping's column or the usual one."""
+        column = self._columns.get("input", usual)
+        return None if column is None else self._either(column)
 
     def _pair(self, instruction: str, response: str, value: Any) -> list[Message]:
         """Return the messages of a single turn; null and NaN, which tables write for no input, are none."""
@@ -218,6 +223,12 @@ class _Fields:
                 self._read.add(column)
                 return self._row[column]
         return None
+
+
+def _spells_turns(text: Any) -> bool:
+    """Return whether a text is a list of messages as JSON, as tables hold it."""
+    turns = as_list(text) if isinstance(text, str) and text.startswith("[") else None
+    return bool(turns) and all(isinstance(turn, Mapping) and not turn.keys().isdisjoint(("role", "from")) for turn in turns or ())
 
 
 def _present(value: Any) -> Any:

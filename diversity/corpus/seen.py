@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from diversity.corpus.formats import format_of
 from diversity.corpus.samples import Rejection
 
 LOOKED_AT = 5000  # cells of unusable rows whose columns are told
@@ -83,8 +84,9 @@ def hint(reason: str, columns: Mapping[str, int]) -> str:
     """Return what would make rows usable that have these columns and are refused for this reason."""
     if reason.startswith("preference row"):
         return "to learn the chosen answers: corpus.columns='{instruction: prompt, response: chosen}' (conversations: '{messages: chosen}')"
-    asked, said = (next((name for name in names if name in columns), None) for names in (ASKED, SAID))
-    if asked and said:
+    written = {name.strip().lower(): name for name in columns}
+    asked, said = (next((written[name] for name in names if name in written), None) for names in (ASKED, SAID))
+    if asked and said and format_of(frozenset({asked, said})) is None:
         return f"map them, e.g. corpus.columns='{{instruction: {asked}, response: {said}}}'"
     turns = next((name for name in CONVERSATIONS if name in columns), None)
     if turns:

@@ -41,7 +41,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1000, help="rows of each file that are looked at; default 1000")
     parser.add_argument("--model", default="builtin:smollm2-135m", help="whose chat template renders the sample; none renders nothing")
     parser.add_argument("--template", default="auto", help="as sft.template")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.rows < 1:
+        parser.error(f"--rows must be at least 1, not {given.rows}")
+    return given
 
 
 @tool("formats")

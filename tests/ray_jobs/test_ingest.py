@@ -222,7 +222,8 @@ def test_errors_are_one_line_and_name_the_file_and_the_reasons(tmp_path: Path, c
 def one_process(samples: pa.Table, fraction: float) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     """Return (corpus, held-out samples, counts) as the functions give them without Ray."""
     config = InConfig(fraction=fraction)
-    mask = held_out(samples, choose_groups([candidate_groups(samples, config, "prompt", len(samples))], config, len(samples)), "prompt")
+    chosen, _ = choose_groups([candidate_groups(samples, config, "prompt", 1.0)], config, len(samples))
+    mask = held_out(samples, chosen, "prompt")
     taken, rest = samples.filter(pa.array(mask)), samples.filter(pa.array(~mask))
     sought = Sought.of(taken)
     return rest, *without_leaks(taken, "in", "prompt", sought, find(rest, sought))
@@ -253,6 +254,10 @@ def test_heldout_equals_one_process_and_out_changes_no_corpus(tmp_path: Path, mo
         ],
     )
     both = context(tmp_path, [path], f"evaluation.heldout.out={{paths: [{outside}], columns: {{instruction: q, response: r}}}}")
+    scored = context(
+        tmp_path, [path], f"evaluation.heldout.out={{paths: [{outside}], columns: {{instruction: q, response: r}}, min_score: 3}}"
+    )
+    assert heldout.Heldout(scored).artifact.path != heldout.Heldout(both).artifact.path, "what decides the content is in the name"
     heldout.run(both)
     assert both.index.get("corpus").path == corpus.path and both.index.get("heldout").path != held.path
     table = both.index.get("heldout").read()

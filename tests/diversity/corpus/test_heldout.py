@@ -170,10 +170,12 @@ def corpus_of(sizes: list[int]) -> pa.Table:
     return table(*((f"prompt {group}{'!' * (i % 3)}", f"answer {group} {i}") for group, size in enumerate(sizes) for i in range(size)))
 
 
-def choice(samples: pa.Table, config: InConfig, by: str = "prompt", parts: int = 1) -> set[str]:
+def choice(samples: pa.Table, config: InConfig, by: str = "prompt", parts: int = 1, share: float = 1.0) -> set[str]:
     size = len(samples)
     cuts = [samples.slice(i * size // parts, (i + 1) * size // parts - i * size // parts) for i in range(parts)]
-    chosen = choose_groups([candidate_groups(part, config, by, size) for part in cuts], config, size)
+    chosen, left = choose_groups([candidate_groups(part, config, by, share) for part in cuts], config, size, share)
+    if left and share < 1:
+        return choice(samples, config, by, parts)
     return set(samples.filter(pa.array(held_out(samples, chosen, by)))["sample_id"].to_pylist())
 
 
@@ -196,6 +198,8 @@ def test_whole_groups_in_any_order_and_any_parts(sizes: list[int], fraction: flo
     order = list(range(len(samples)))
     random.shuffle(order)
     assert choice(samples.take(order), config, parts=3) == chosen
+    for share in (0.0, 0.1, 0.5, 0.9):
+        assert choice(samples, config, share=share) == chosen, "early groups are all that are looked at, or not enough"
 
 
 def test_single_samples_meet_the_fraction_exactly_and_seeds_differ() -> None:

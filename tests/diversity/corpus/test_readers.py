@@ -27,7 +27,7 @@ import diversity.corpus.readers as readers
 from diversity.corpus.files import InputFile, ReadError, content_digest, find_files
 from diversity.corpus.hub import dataset_files
 from diversity.corpus.json_rows import Unreadable, document_rows
-from diversity.corpus.readers import read_rows, spans
+from diversity.corpus.readers import WHOLE, read_rows, spans, table_rows, unread
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "plain", "output": "one"},
@@ -136,8 +136,40 @@ def test_csv_cells_are_strings_as_written(tmp_path: Path) -> None:
         (5, "invalid CSV"),
         (6, "invalid UTF-8"),
         (7, "invalid CSV"),
+        (8, "invalid CSV"),
     ]
     assert values(put(tmp_path, "b.tsv", b"instruction\toutput\na,b\tc\n")) == [{"instruction": "a,b", "output": "c"}]
+
+
+def test_lines_that_a_stray_quote_takes_in_are_counted_and_so_are_repeated_columns(tmp_path: Path) -> None:
+    rows = [f"q{i},a{i}" for i in range(1000)]
+    for end in (None, 600):
+        rows[100] = '"q100,a100'
+        if end:
+            rows[end] = f'q{end},"a{end}'
+        found = list(read_rows(put(tmp_path, "a.csv", "\n".join(["instruction,output", *rows]).encode())))
+        bad = [row for row, value in found if isinstance(value, Unreadable)]
+        assert [row for row, _ in found] == list(range(1000)) and bad == list(range(100, (end or 999) + 1))
+    for header in (b'"in"x,output\na,b\n', b'instruction,"output\na,b\n'):
+        with pytest.raises(ReadError, match=r"b\.csv: can't be read"):
+            values(put(tmp_path, "b.csv", header))
+    assert values(put(tmp_path, "c.csv", b"prompt,response,response,,\na,b,c,d,e\n")) == [
+        {"prompt": "a", "response": "b", "response.1": "c", "": "d", ".1": "e"}
+    ]
+
+
+def test_a_cell_that_cant_be_decoded_changes_no_other_row_and_none_where_nobody_reads_it(tmp_path: Path) -> None:
+    calls = [[{"name": "f", "arguments": {"q": "v", "unit": None}}], [{"name": "f", "arguments": {"q": None, "unit": "m"}}]]
+    raw = pa.array([b"fine", b"\xff\xfe"], pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    year_12000 = pa.array([0, 316_537_897_600], pa.timestamp("s"))
+    table = pa.table({"prompt": ["a", "b"], "messages": calls, "seen": year_12000, "source": ["fine", "y"]})
+    broken = table.set_column(3, "source", bad)
+    whole, beside = list(table_rows(table)), list(table_rows(broken))
+    assert whole[0] == beside[0] == (0, {**whole[0][1], "messages": [{"name": "f", "arguments": {"q": "v"}}]})
+    assert whole[1][1]["prompt"] == "b" and whole[1][1]["messages"] == [{"name": "f", "arguments": {"unit": "m"}}]
+    assert beside[1][1].reason == "invalid UTF-8"
+    assert next(iter(table_rows(table.slice(1), mapped=["seen"])))[1].reason == "cell that Python can't hold"
 
 
 def test_parquet_strings_that_are_no_unicode_reject_their_rows_alone(tmp_path: Path) -> None:
@@ -150,12 +182,20 @@ def test_parquet_strings_that_are_no_unicode_reject_their_rows_alone(tmp_path: P
 
 
 def test_parquet_reads_only_columns_that_matter(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"instruction": ["a"], "image": [b"x"], "q": ["b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"instruction": ["a"], "output": ["o"], "image": [b"x"], "q": ["b"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"question": ["a"], "answer": ["b"]}), tmp_path / "b.parquet")
     first, second = (InputFile("", str(tmp_path / name), 1) for name in ("a.parquet", "b.parquet"))
-    assert values(first) == [{"instruction": "a"}]
-    assert [value for _, value in read_rows(first, columns=["q"])] == [{"instruction": "a", "q": "b"}]
+    assert values(first) == [{"instruction": "a", "output": "o"}]
+    assert [value for _, value in read_rows(first, columns=["q"])] == [{"instruction": "a", "output": "o", "q": "b"}]
     assert values(second) == [{"question": "a", "answer": "b"}]
+    pq.write_table(pa.table({"id": ["1"], "system_prompt": ["s"], "question": ["q"], "response": ["r"]}), tmp_path / "c.parquet")
+    third = InputFile("", str(tmp_path / "c.parquet"), 1)
+    assert set(values(third)[0]) == {"id", "system_prompt", "question", "response"}, "known columns that make no format show the others"
+    assert set(next(read_rows(third, columns=["question", "response"]))[1]) == {"system_prompt", "question", "response"}
+    pq.write_table(
+        pa.table({"instruction": ["a"] * 5, "output": ["b"] * 5, "meta": [{"x": 1, "y": 2}] * 5}), tmp_path / "d.parquet", row_group_size=3
+    )
+    assert unread(InputFile("", str(tmp_path / "d.parquet"), 1), WHOLE, None) == {"meta": 5}
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
@@ -198,6 +238,14 @@ def test_a_json_array_in_windows_of_any_size_equals_json_loads(rows: list[Any], 
         patch.setattr(json_rows, "CHUNK_CHARS", window)
         found = [value for _, value in document_rows(io.BytesIO(text.encode("utf-8")))]
     assert found == rows and list(map(type, found)) == list(map(type, rows))
+
+
+def test_what_no_window_can_hold_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ReadError, match="4300 digits"):
+        values(put(tmp_path, "a.json", b'[{"instruction": ' + b"9" * 5000 + b"}]"))
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1 << 20)
+    with pytest.raises(ReadError, match="longer than 1 MiB; write such data as JSON lines"):
+        values(put(tmp_path, "b.json", json.dumps({"version": "1", "data": [{"instruction": "x" * 100, "output": "y"}] * 20_000}).encode()))
 
 
 @settings(max_examples=150, deadline=None)

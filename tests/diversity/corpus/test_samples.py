@@ -118,6 +118,38 @@ def test_source_is_the_rows_own_or_the_files() -> None:
     assert mapped.source == "web"
 
 
+def test_what_is_not_carried_is_named_whatever_columns_stand_beside_it() -> None:
+    def unused(row: dict[str, Any], **columns: str) -> tuple[str, ...]:
+        return sample(row, columns=columns or None).unused
+
+    pair = {"instruction": "a", "output": "b"}
+    assert unused({**pair, "source": 5}) == ("source",)
+    assert unused({**pair, "sample_id": 7, "context": "c", "score": 3.0}) == ("sample_id", "context", "score"), (
+        "a foreign id is no export of ours"
+    )
+    ours = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "sample_id": "0f" * 16, "source": "x"}
+    assert unused({**ours, "instruction": "a", "response": "b", "chosen_for": 1}) == ()
+    assert unused({**ours, "score": 1.0}) == ("score",) and unused({**ours, "score": 1.0}, score="score") == ()
+    assert unused({**ours, "context": "c"}, input="context") == ("context",), "messages have no input"
+
+
+def test_a_mapping_reads_the_columns_that_it_names_and_no_other() -> None:
+    asked = {"instruction": "question", "response": "answer"}
+    index = sample({"": 0, "question": "a", "answer": "b"}, columns=asked)
+    assert (index.instruction, index.unused) == ("a", ("",)), "the unnamed column of a table's index is no input"
+    assert sample({"prompt": "a", "completion": "b", "context": "c"}, columns={"input": "context"}).instruction == "a\n\nc"
+
+
+def test_prompt_and_completion_as_json_text_are_turns() -> None:
+    prompt, completion = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    found = sample({"prompt": json.dumps(prompt), "completion": json.dumps(completion)})
+    assert found.messages == [*prompt, *completion]
+    for answer in ("[1, 2]", "[]", "[b]", '[{"content": "b"}]', "b"):
+        plain = sample({"prompt": "[a]", "completion": answer})
+        assert [turn["content"] for turn in plain.messages] == ["[a]", answer], "a text that is no conversation stays one"
+        assert sample({"prompt": json.dumps(prompt), "completion": answer}).messages[0]["content"] == json.dumps(prompt)
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
@@ -265,7 +297,7 @@ def test_real_bad_rows_are_survived(real_data) -> None:  # type: ignore[no-untyp
 
 PAIRS = st.dictionaries(
     st.sampled_from(["instruction", "input", "output", "response", "prompt", "completion", "source", "other"]),
-    st.sampled_from(["a", "é\ud800", "", " ", "NUL\x00", "two\n\nlines"]) | LEAVES,
+    st.sampled_from(["a", "é\ud800", "", " ", "NUL\x00", "two\n\nlines", '[{"role": "user", "content": "a"}]']) | LEAVES,
     max_size=4,
 )
 
