@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from ray_jobs.report.prompts import prompts_table
 from ray_jobs.report.text import told
 from ray_jobs.tasks import redraw
 from ray_jobs.tasks.planned import plan_of
+from ray_jobs.tasks.sealed_runs import other_settings
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,8 @@ def _samples(context: Context, gathered: Gathered) -> dict[str, Any]:
 def _gather(context: Context) -> Gathered:
     experiment = context.experiment
     entries = context.index.read()
-    gathered = gather(context.storage, entries, experiment.cells, experiment.sft.training_seeds)
+    differs = partial(other_settings, context.storage, experiment)
+    gathered = gather(context.storage, entries, experiment.cells, experiment.sft.training_seeds, differs)
     compared = with_comparisons(context.storage, entries, gathered.results, experiment.evaluation.comparisons)
     results, judged = with_judgments(context.storage, entries, compared)
     return replace(gathered, results=results, parents=[*gathered.parents, *judged])

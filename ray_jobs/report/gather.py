@@ -52,7 +52,13 @@ class Gathered:
     parents: list[str]
 
 
-def gather(storage: Storage, entries: Mapping[str, Any], cells: Sequence[Cell], training_seeds: Sequence[int]) -> Gathered:
+def gather(
+    storage: Storage,
+    entries: Mapping[str, Any],
+    cells: Sequence[Cell],
+    training_seeds: Sequence[int],
+    differs: Callable[[Mapping[str, Any]], str] = lambda scores: "",
+) -> Gathered:
     """Return the tables of all cells whose dataset is sealed, with the scores and metrics that are.
 
     Args:
@@ -60,6 +66,7 @@ def gather(storage: Storage, entries: Mapping[str, Any], cells: Sequence[Cell], 
         entries: the index, as `Index.read` gives it.
         cells: the grid's cells; others in the index are of an earlier grid and left out.
         training_seeds: of the grid's runs.
+        differs: in what the run of a manifest of scores is another than is asked for, or ""; such runs are left out.
     """
     datasets = _sealed(storage, entries.get("datasets", {}), [cell.name for cell in cells])
     manifests = dict(zip(datasets, _each(lambda artifact: artifact.manifest, datasets.values()), strict=True))
@@ -69,10 +76,15 @@ def gather(storage: Storage, entries: Mapping[str, Any], cells: Sequence[Cell], 
     scores = _sealed(storage, entries.get("scores", {}), list(keys))
     metrics = _sealed(storage, entries.get("metrics", {}), list(facts))
     results: list[dict[str, Any]] = []
-    for key, (manifest, table) in zip(scores, _each(_manifest_and_rows, scores.values()), strict=True):
+    found = list(zip(scores, _each(_manifest_and_rows, scores.values()), strict=True))
+    others = _each(differs, (manifest for _, (manifest, _) in found))
+    for (key, (manifest, table)), other in zip(found, others, strict=True):
         name, seed = keys[key]
-        if "content" in manifest and manifest["content"] != manifests[name]["content"]:
+        if manifest.get("content", manifests[name]["content"]) != manifests[name]["content"]:
             logger.warning("%s: its scores are of an earlier dataset, left out", key)
+            continue
+        if other:
+            logger.warning("%s: its scores are of a run with %s, left out", key, other)
             continue
         results += [{**facts[name], **row, "training_seed": seed} for row in table]
     scored = {row["cell"] for row in results}

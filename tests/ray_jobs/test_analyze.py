@@ -23,6 +23,7 @@ from ray_jobs.job.runtime import Context, main
 from ray_jobs.tasks import redraw
 from ray_jobs.tasks.planned import seal_plan
 from tests.ray_jobs import made_up
+from training.config import SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -237,6 +238,29 @@ def test_scores_of_an_earlier_dataset_are_left_out(tmp_path):
     analyze.run(context)
     results = table_of(context.index.get("results"), "results.parquet").to_pylist()
     assert [row["value"] for row in results if row["cell"] == name] == [None]
+
+
+def test_runs_of_other_settings_are_left_out_and_where_they_ran_makes_none(tmp_path, caplog):
+    context = context_of(tmp_path, FEW)
+    build(context)
+    runs = (
+        ("random_n1000_s0", SftConfig(), "cuda"),
+        ("response-micro_n1000_l000_s0", SftConfig(precision="bf16"), "cpu"),
+        ("response-micro_n1000_l050_s0", SftConfig(lr=0.5), "cpu"),
+        ("response-micro_n1000_l100_s0", SftConfig(), "cpu"),
+    )
+    for name, sft, device in runs:
+        model = context.storage.artifact("models", f"r-{name}").begin()
+        identity = sft.resolved(device).identity(training_seed=0, device=device)
+        model.seal({"model": context.experiment.model, "sft": json.loads(json.dumps(identity))})
+        evaluators = [{"name": "generate"}] if name.endswith("l100_s0") else context.experiment.evaluation.identity()
+        scores = context.storage.artifact("scores", f"s-{name}").begin()
+        scores.write(pa.Table.from_pylist([{"run": f"r-{name}", "evaluator": "nll", "split": "in", "metric": "nll", "value": 1.0}]))
+        context.index.add("scores", f"{name}_t0", scores.seal({"run": f"r-{name}", "evaluators": evaluators}))
+    found = analyze._gather(context).results.to_pylist()
+    assert {row["cell"] for row in found if row["run"]} == {"random_n1000_s0", "response-micro_n1000_l000_s0"}
+    assert "l050_s0_t0: its scores are of a run with sft.lr=0.5, left out" in caplog.text
+    assert "l100_s0_t0: its scores are of a run with other evaluation.evaluators, left out" in caplog.text
 
 
 def test_cells_of_an_earlier_grid_and_broken_artifacts_are_left_out(tmp_path):
