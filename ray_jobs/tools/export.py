@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diversity.artifact import MANIFEST, Artifact, ArtifactError, Storage
 from diversity.config import UserError
 from diversity.datasets.card import Exported, cell_of
 from diversity.datasets.export import FORMATS, export
+from ray_jobs import build_datasets
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.index import Index
-from ray_jobs.job.runtime import absolute, inside_job, tool
+from ray_jobs.job.runtime import Context, absolute, inside_job, tool
+
+logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 
@@ -55,8 +59,7 @@ def find_datasets(what: str, overrides: Sequence[str] = (), patterns: Sequence[s
     """
     if what.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(what), overrides, inside_job=inside_job())
-        index = Index(Storage(experiment.storage), experiment.experiment)
-        return _of_index(index, patterns, f"make them with: python -m ray_jobs.build_datasets {' '.join([what, *overrides])}")
+        return _matching(_of_configuration(Context(experiment, Path(what), tuple(overrides))), patterns)
     if overrides:
         raise UserError(f"{overrides[0]!r}: only a CONFIG.yaml takes overrides")
     uri = absolute(what)
@@ -65,24 +68,47 @@ def find_datasets(what: str, overrides: Sequence[str] = (), patterns: Sequence[s
     root, kind = posixpath.split(parent)
     storage = Storage(root)
     if storage.exists(f"{kind}/{name}/{INDEX}") and kind == "experiments":
-        return _of_index(Index(storage, name), patterns, "run build_datasets first")
+        return _matching(_of_index(Index(storage, name)), patterns)
     if storage.exists(f"{kind}/{name}/{MANIFEST}"):
         if kind != "datasets":
             raise ArtifactError(f"{folder} is no dataset but of kind {kind!r}")
         artifact = storage.artifact(kind, name)
-        return {cell_of(artifact.manifest).name: artifact}
+        return _matching({cell_of(artifact.manifest).name: artifact}, patterns)
     raise ArtifactError(f"{what} is no sealed dataset and no experiment: it holds neither {MANIFEST} nor {INDEX}")
 
 
-def _of_index(index: Index, patterns: Sequence[str] | None, hint: str) -> dict[str, Artifact]:
+def _of_configuration(context: Context) -> dict[str, Artifact]:
+    """Return the sealed datasets of a configuration's own grid: the index may hold those of other settings under the same names."""
+    datasets = {cell.name: build_datasets.dataset_artifact(context, cell) for cell in context.experiment.cells}
+    sealed = {name: artifact for name, artifact in datasets.items() if artifact.sealed}
+    if not sealed:
+        named = f"experiment {context.experiment.experiment} in {context.storage.uri}"
+        raise ArtifactError(f"{named} has no datasets of these settings yet: make them with: {context.command('build_datasets')}")
+    if len(sealed) < len(datasets):
+        logger.warning(
+            "export: %d of %d datasets are sealed; %s makes the others", len(sealed), len(datasets), context.command("build_datasets")
+        )
+    return sealed
+
+
+def _of_index(index: Index) -> dict[str, Artifact]:
     datasets: dict[str, str] = index.read().get("datasets", {})
     if not datasets:
-        raise ArtifactError(f"experiment {index.experiment} in {index.storage.uri} has no datasets yet: {hint}")
+        raise ArtifactError(f"experiment {index.experiment} in {index.storage.uri} has no datasets yet: run build_datasets first")
+    return {name: index.storage.at(path) for name, path in datasets.items()}
+
+
+def _matching(datasets: Mapping[str, Artifact], patterns: Sequence[str] | None) -> dict[str, Artifact]:
+    """Return the datasets that a pattern names, by name.
+
+    Raises:
+        UserError: a pattern names none.
+    """
     for pattern in patterns or ():
         if not any(fnmatch.fnmatchcase(name, pattern) for name in datasets):
             raise UserError(f"--cells {pattern!r} names none of {len(datasets)} cells, e.g. {min(datasets)}")
     wanted = [name for name in datasets if patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return {name: index.storage.at(datasets[name]) for name in sorted(wanted)}
+    return {name: datasets[name] for name in sorted(wanted)}
 
 
 def summary(exported: Sequence[Exported], format: str, folder: str) -> str:

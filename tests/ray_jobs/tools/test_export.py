@@ -10,13 +10,16 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from diversity.artifact import Storage
+from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.cell import Cell
 from diversity.corpus.samples import sample_id
 from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.datasets.export import RECORD
+from ray_jobs.build_datasets import dataset_artifact
+from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.index import Index
-from ray_jobs.tools.export import main
+from ray_jobs.job.runtime import Context
+from ray_jobs.tools.export import find_datasets, main
 
 CELLS = [Cell("response-micro", 3, Fraction(j, 6)) for j in range(7)] + [Cell("random", 3, None)]
 
@@ -25,18 +28,21 @@ CELLS = [Cell("response-micro", 3, Fraction(j, 6)) for j in range(7)] + [Cell("r
 def runs(tmp_path: Path) -> Path:
     """Return a storage with an experiment `small` of eight datasets."""
     storage = Storage(str(tmp_path / "runs"))
-    artifacts = {}
-    for number, cell in enumerate(CELLS):
-        rows = []
-        for i in range(3):
-            messages = [{"role": "user", "content": f"Question {number} {i}?"}, {"role": "assistant", "content": "Yes."}]
-            facts = {"sample_id": sample_id(messages), "source": "s", "instruction": messages[0]["content"], "response": "Yes."}
-            rows.append({**facts, "messages": messages, "chosen_for": -1})
-        artifact = storage.artifact("datasets", f"{number:032x}").begin()
-        artifact.write(pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
-        artifacts[cell.name] = artifact.seal({"cell": cell.describe(), "samples": 3})
+    artifacts = {cell.name: sealed_dataset(storage.artifact("datasets", f"{i:032x}"), cell, i) for i, cell in enumerate(CELLS)}
     Index(storage, "small").add_many("datasets", artifacts)
     return tmp_path / "runs"
+
+
+def sealed_dataset(artifact: Artifact, cell: Cell, number: int) -> Artifact:
+    """Seal three samples as a cell's dataset."""
+    rows = []
+    for i in range(3):
+        messages = [{"role": "user", "content": f"Question {number} {i}?"}, {"role": "assistant", "content": "Yes."}]
+        facts = {"sample_id": sample_id(messages), "source": "s", "instruction": messages[0]["content"], "response": "Yes."}
+        rows.append({**facts, "messages": messages, "chosen_for": -1})
+    begun = artifact.begin()
+    begun.write(pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
+    return begun.seal({"cell": cell.describe(), "samples": 3})
 
 
 def files(folder: Path) -> set[str]:
@@ -53,11 +59,9 @@ def test_a_dataset_is_exported_under_its_cell_s_name(runs: Path, tmp_path: Path,
 
 
 def test_an_experiment_exports_all_its_cells(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump({"experiment": "small", "storage": "elsewhere", "corpus": {"paths": []}}), "utf-8")
     experiment = runs / "experiments" / "small"
     monkeypatch.chdir(tmp_path)
-    for number, what in enumerate(([experiment], [experiment / "index.json"], ["runs/experiments/small"], [config, "storage=runs"])):
+    for number, what in enumerate(([experiment], [experiment / "index.json"], ["runs/experiments/small"])):
         assert main([*map(str, what), "--format", "llama-factory", "--out", f"out{number}"]) == 0
         assert files(tmp_path / f"out{number}") == {"dataset_info.json", *(f"{cell.name}.jsonl" for cell in CELLS)}
         assert set(json.loads((tmp_path / f"out{number}" / "dataset_info.json").read_text())) == {cell.name for cell in CELLS}
@@ -65,8 +69,26 @@ def test_an_experiment_exports_all_its_cells(runs: Path, tmp_path: Path, monkeyp
     assert files(tmp_path / "some") == {"random_n3_s0.jsonl", "response-micro_n3_l050_s0.jsonl"}
 
 
+def test_a_configuration_exports_the_datasets_of_its_own_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}')
+    config = tmp_path / "small.yaml"
+    grid = {"strategies": ["response-micro", "random"], "sizes": [3], "levels": 3}
+    settings = {"experiment": "small", "storage": f"{tmp_path}/runs", "corpus": {"paths": [str(tmp_path / "rows.jsonl")]}, "grid": grid}
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    context = Context(load_experiment(config, [], inside_job=False), config)
+    cells = context.experiment.cells
+    index_all = {cell.name: sealed_dataset(dataset_artifact(context, cell), cell, number) for number, cell in enumerate(cells)}
+    context.index.add_many("datasets", index_all)
+    assert find_datasets(str(config)) == {name: index_all[name] for name in sorted(index_all)}
+    assert list(find_datasets(str(config), ["grid.strategies=[random]"])) == ["random_n3_s0"], "the index has others, too"
+    with pytest.raises(ArtifactError, match=r"no datasets of these settings yet: .*build_datasets .*selection\.rho=3"):
+        find_datasets(str(config), ["selection.rho=3", "grid.strategies=[response-micro]"])
+    assert find_datasets(str(config), ["grid.levels=2", "grid.sizes=[3, 4]"]) and "4 of 6 datasets are sealed" not in caplog.text
+    assert "3 of 6 datasets are sealed" in caplog.text
+
+
 def test_what_is_none_is_told_in_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty.yaml").write_text("{experiment: other, storage: runs, corpus: {paths: []}}")
+    (tmp_path / "empty.yaml").write_text("{experiment: other, storage: runs, corpus: {paths: [builtin:python-docs]}}")
     Storage(str(runs)).artifact("corpus", "c").begin().seal({})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
@@ -74,7 +96,10 @@ def test_what_is_none_is_told_in_one_line(runs: Path, tmp_path: Path, capsys: py
         ([runs], "is no sealed dataset and no experiment: it holds neither manifest.json nor index.json"),
         ([runs / "datasets" / "0"], "is no sealed dataset and no experiment"),
         ([runs / "corpus" / "c"], "is no dataset but of kind 'corpus'"),
-        ([tmp_path / "empty.yaml", f"storage={runs}"], "has no datasets yet: make them with: python -m ray_jobs.build_datasets"),
+        (
+            [tmp_path / "empty.yaml", f"storage={runs}"],
+            "has no datasets of these settings yet: make them with: python -m ray_jobs.build_datasets",
+        ),
         ([tmp_path / "none.yaml"], "there is no config file"),
         ([runs / "experiments" / "small", "storage=x"], "'storage=x': only a CONFIG.yaml takes overrides"),
         ([runs / "experiments" / "small", "--cells", "longest*"], "--cells 'longest*' names none of 8 cells, e.g. random_n3_s0"),
