@@ -245,4 +245,4 @@ def _read(artifact: Artifact, name: str) -> pa.Table:
 
 
 if __name__ == "__main__":
-    raise SystemExit(redraw.main() if redraw.asked(sys.argv[1:]) else main("analyze"))
+    raise SystemExit(redraw.main() if redraw.asked(sys.argv[1:]) else main("analyze", more=redraw.USAGE))

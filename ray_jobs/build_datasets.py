@@ -86,8 +86,10 @@ def metrics_artifact(context: Context, cell: Cell) -> Artifact:
 def plan(context: Context) -> Iterator[str]:
     """Yield what is sealed and what would be built."""
     cells = context.experiment.cells
-    sealed = sum(dataset_artifact(context, cell).sealed for cell in cells)
-    yield f"{len(cells)} datasets, {sealed} sealed; {sum(cell.size for cell in cells):,} samples to choose, write and read again"
+    left = [cell for cell in cells if not dataset_artifact(context, cell).sealed]
+    unmeasured = sum(not metrics_artifact(context, cell).sealed for cell in cells)
+    written = f"{sum(cell.size for cell in left):,} samples to choose, write and read again"
+    yield f"{len(cells)} datasets, {len(cells) - len(left)} sealed; {written}; {unmeasured} datasets to measure"
 
 
 def run(context: Context) -> None:

@@ -160,7 +160,8 @@ class Experiment(Config):
         for i, primary in enumerate(self.plan.primary):
             if (primary.strategy, primary.control) not in dialled:
                 arms = ", ".join(f"{{strategy: {strategy}, control: {control}}}" for strategy, control in dialled)
-                raise ValueError(f"plan.primary.{i}: no cell of {primary.strategy} with control {primary.control} is trained; {arms} are")
+                told = f"{arms} {'is' if len(dialled) == 1 else 'are'}" if arms else "no arm that is dialled is; plan={} names no effect"
+                raise ValueError(f"plan.primary.{i}: no cell of {primary.strategy} with control {primary.control} is trained; {told}")
             if primary.less is not None and primary.less not in flat:
                 raise ValueError(f"plan.primary.{i}.less: no cell of {primary.less} is trained{near_matches(primary.less, flat)}")
 

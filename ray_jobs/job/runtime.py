@@ -90,6 +90,7 @@ class Context:
         corpus: a corpus in place of the experiment's own, where a control derives one.
         suffix: what the names of typings and embeddings over that corpus end with in the index.
         journal: what the job tells of itself in the storage.
+        looking: for a plan: a named cluster is asked what it has, and nothing of it or of the storage is changed.
     """
 
     experiment: Experiment
@@ -98,6 +99,7 @@ class Context:
     corpus: Artifact | None = None
     suffix: str = ""
     journal: Journal | None = field(default=None, repr=False)
+    looking: bool = False
     _connected: bool = field(default=False, repr=False)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -150,8 +152,9 @@ class Context:
         self._connected = True
         telemetry.flush()
         configure_ray_data()
-        standing.withdraw_left_behind()
-        self._check_shared_storage()
+        if not self.looking:
+            standing.withdraw_left_behind()
+            self._check_shared_storage()
 
     def leave(self) -> None:
         """End the work on a cluster that goes on without us, and let it have its nodes back."""
@@ -225,28 +228,29 @@ def _sees(storage: Storage, path: str) -> bool:
     return storage.exists(path)
 
 
-def arguments(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line of a stage."""
-    parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{stage}", description=f"Run {stage} of an experiment.")
+def arguments(stage: str, argv: list[str] | None = None, more: str | None = None) -> argparse.Namespace:
+    """Return the parsed command line of a stage; `more` ends its help."""
+    parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{stage}", description=f"Run {stage} of an experiment.", epilog=more)
     parser.add_argument("config", type=Path, help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys with YAML values, e.g. grid.sizes=[1000]")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing")
+    looks = "print the resolved config and the plan; a named cluster is asked what it has, and nothing is changed"
+    parser.add_argument("--dry-run", action="store_true", help=looks)
     return parser.parse_intermixed_args(argv)
 
 
-def main(stage: str, argv: list[str] | None = None) -> int:
+def main(stage: str, argv: list[str] | None = None, more: str | None = None) -> int:
     """Run one stage, or the pipeline, from the command line and return its exit code: 0 only if all is sealed.
 
     What a person can mend is told in one line; anything else is a fault of ours and keeps its traceback.
     """
     configure_process()
-    given = arguments(stage, argv)
+    given = arguments(stage, argv, more)
 
     contexts: list[Context] = []
 
     def work() -> None:
         experiment = load_experiment(given.config, given.overrides, inside_job=inside_job())
-        context = Context(experiment, given.config, tuple(given.overrides))
+        context = Context(experiment, given.config, tuple(given.overrides), looking=given.dry_run)
         contexts.append(context)
         if given.dry_run:
             print_plan(context, [stage] if stage != "pipeline" else experiment.stages)

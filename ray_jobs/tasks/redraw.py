@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diversity.config import UserError
 from ray_jobs.job.runtime import absolute, tool
@@ -20,19 +21,29 @@ from ray_jobs.report.score_plots import scores
 from ray_jobs.report.text import told
 
 
+USAGE = "From the tables of an analysis: sft-diversity analyze FOLDER [--html FILE] [--picture FILE] [--save FOLDER]"
+
+
 def asked(argv: Sequence[str]) -> bool:
     """Return whether a command line of `analyze` names a folder of tables rather than a configuration."""
-    return bool(argv) and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
+    parser = _parser(add_help=False)
+    parser.add_argument("folder", nargs="?", default=".yaml")
+    return not parser.parse_known_args(argv)[0].folder.endswith((".yaml", ".yml"))
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(prog="sft-diversity analyze", description="Compute an analysis again, from its own tables.")
+    parser = _parser(description="Compute an analysis again, from its own tables.")
     parser.add_argument("folder", help="<storage>/results/<fingerprint>, or a copy of its files")
+    return parser.parse_args(argv)
+
+
+def _parser(**options: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sft-diversity analyze", **options)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write one SVG: the primary score against measured coverage")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="copy the tables: all that is needed to do this again")
-    return parser.parse_args(argv)
+    return parser
 
 
 @tool("analyze")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diversity.cell import SIDES
-from diversity.config import parse
+from diversity.config import ConfigError, UserError, parse
 from diversity.metrics import METRICS, PAPER_METRICS
 from diversity.metrics.measuring import measure_datasets, read_dataset, side_by_side
 from diversity.typings.embedders import EmbedderConfig, embed
@@ -60,14 +60,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Measure the files and print the table; return the exit code."""
     given = arguments(argv)
+    if given.matched is not None and given.matched < 1:
+        raise ConfigError(f"--matched {given.matched}: give a number of tokens from 1 on")
+    if given.embedder_model is not None and given.embedder != "transformer":
+        raise ConfigError(f"--embedder-model is of --embedder transformer, not of {given.embedder}")
     table = _measure(given)
-    if given.parquet:
-        pq.write_table(table, given.parquet)
     if given.json:
         rows = [{**row, "value": None if math.isnan(row["value"]) else row["value"]} for row in table.to_pylist()]
         print(json.dumps(rows, ensure_ascii=False, indent=1))
     else:
         print(side_by_side(table))
+    if given.parquet:
+        try:
+            given.parquet.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, given.parquet)
+        except OSError as error:
+            raise UserError(f"can't write {given.parquet}: {error.strerror or error}") from None
     return 0
 
 

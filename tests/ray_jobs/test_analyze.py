@@ -340,4 +340,7 @@ def test_a_folder_without_tables_is_told(tmp_path, capsys):
     assert redraw.main([str(tmp_path)]) == 1
     assert "has no about.json: give <storage>/results/<fingerprint>" in capsys.readouterr().err
     assert redraw.main(["results.parquet"]) == 1 and "the other tables lie beside it" in capsys.readouterr().err
-    assert redraw.asked(["runs/results/x"]) and not redraw.asked(["c.yaml"]) and not redraw.asked(["--help"]) and not redraw.asked([])
+    for words in (["runs/results/x"], ["--html", "x.html", "runs/results/x"], ["runs/results/x", "--save", "y.yaml"]):
+        assert redraw.asked(words)
+    for words in (["c.yaml"], ["c.yaml", "sft.lr=1"], ["--dry-run", "c.yaml"], ["--help"], []):
+        assert not redraw.asked(words)

@@ -113,7 +113,7 @@ def test_all_data_workers_fit_the_cpu_workers(prepared: dict[str, Any]) -> None:
 
 
 def test_every_driver_of_a_full_cluster_fits_the_head(prepared: dict[str, Any]) -> None:
-    """A driver holds 0.1 CPU and 0.01 `driver` (RAY.md), and there is at most one for each GPU."""
+    """A driver holds 0.1 CPU and 0.01 `driver`, and there is at most one for each GPU."""
     types = prepared["available_node_types"]
     drivers = types["gpu_worker"]["resources"]["GPU"] * types["gpu_worker"]["max_workers"]
     head = types["head"]["resources"]

@@ -28,12 +28,12 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def test_two_files_side_by_side(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*files, "--unit", "word", "--embedder", "none", "--parquet", str(tmp_path / "out.parquet")]) == 0
+    assert main([*files, "--unit", "word", "--embedder", "none", "--parquet", str(tmp_path / "new" / "out.parquet")]) == 0
     printed = capsys.readouterr()
     head = printed.out.splitlines()[0].split()
     assert head[:3] == ["side", "metric", "variant"] and len(head) == 5
     assert f"{files[0]}: 30 samples" in printed.err
-    table = pq.read_table(tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "new" / "out.parquet")
     assert table.schema.equals(MEASURED_SCHEMA) and set(table["dataset"].to_pylist()) == set(files)
     assert any(row["variant"].startswith("first-") for row in table.to_pylist())
 
@@ -55,6 +55,9 @@ def test_every_metric_with_the_models_tokens_and_vectors_as_json(files: list[str
         (["FILE", "--embedder", "none", "--metrics", "vendi"], "metric 'vendi' needs embeddings"),
         (["FILE", "--embedder", "statik"], "unknown embedder 'statik'"),
         (["FILE", "--columns", "question"], "--columns 'question' is no mapping"),
+        (["FILE", "--matched", "0"], "--matched 0: give a number of tokens from 1 on"),
+        (["FILE", "--embedder-model", "m"], "--embedder-model is of --embedder transformer, not of static"),
+        (["FILE", "--unit", "word", "--embedder", "none", "--parquet", "/proc/x/out.parquet"], "can't write /proc/x/out.parquet: "),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], said: str, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
