@@ -20,7 +20,6 @@ from ray_jobs.report.page import render
 from ray_jobs.report.score_plots import scores
 from ray_jobs.report.text import told
 
-
 USAGE = "From the tables of an analysis: sft-diversity analyze FOLDER [--html FILE] [--picture FILE] [--save FOLDER]"
 
 
