@@ -3,13 +3,15 @@
 A turn is what the template makes of the conversation that ends with it, less the prompt that the template makes of what comes before; so
 what is learnt is what a model at inference must say after that prompt. Where the whole conversation shows a turn in the same way, it is
 learnt there. Where it does not (templates that drop the thinking of earlier turns), the conversation up to that turn is learnt as a
-sequence of its own. A template that marks the assistant's text (`{% generation %}`) is believed. What can't be proved is refused.
+sequence of its own. A template that marks the assistant's text (`{% generation %}`) says which turns are learnt; where one begins and ends
+is found as for others, since marks may hold the header or lack the end. What can't be proved is refused.
 
 Special tokens come from the template alone: those that a content spells are marked before rendering and are ordinary text afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,16 @@ SHIELDS = tuple(chr(code) for code in range(0xFFF00, 0xFFF40))  # of a private p
 # Templates that ask for today's date get one day for ever, in training and in the export: else a run's data would change overnight.
 TODAY = {"%d": "26", "%m": "07", "%Y": "2024", "%b": "Jul", "%B": "July", "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "12", "%M": "00"}
 PROBE = "zqprobe"
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": PROBE,
+        "description": "g",
+        "parameters": {"type": "object", "properties": {"e": {"type": "string", "description": "f"}}, "required": ["e"]},
+    },
+}
+ENDLESS = "its chat template ends an answer with no special token, so that nothing would tell a model to end"
+Turn = tuple[str, bool, int, bool, bool]  # role, whether it has a content, its tool calls, whether it has a name and the id of a call
 
 
 def pinned(template: Template) -> Template:
@@ -56,6 +68,7 @@ class Rendering:
         self._special = any_of(tokens)
         self._says = cache(self._probe)
         self._after = cache(self._after_an_answer)
+        self._unsaid_turn = cache(self._probe_turns)
 
     def sequences(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[list[Part]]:
         """Return what is learnt of a conversation: earlier turns that stand alone, and last the conversation up to its last learnt turn.
@@ -66,7 +79,7 @@ class Rendering:
         answers = [number for number, message in enumerate(messages) if learns(message)]
         if not answers:
             raise Unrenderable("a conversation without an assistant's turn has nothing to learn")
-        self._refuse_unsaid(messages, tools)
+        self._refuse_unsaid(messages, messages[: answers[-1] + 1], tools)
         (messages, tools), shield = self._shielded([messages[: answers[-1] + 1], tools])
         if self._marks(tools):
             text, spans = self._marked(messages, tools)
@@ -81,7 +94,7 @@ class Rendering:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Part]:
         """Return the prompt of the next answer, with earlier answers cut off where training cuts them off."""
-        self._refuse_unsaid(messages, tools)
+        self._refuse_unsaid(messages, messages, tools)
         (messages, tools), shield = self._shielded([messages, tools])
         text = self._render(messages, tools, prompt=True)
         try:
@@ -130,11 +143,31 @@ class Rendering:
             made["tool_calls"] = [_call(call, as_text=self._says("tool_calls") == "text") for call in made["tool_calls"]]
         return made
 
-    def _refuse_unsaid(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+    def _refuse_unsaid(self, messages: Sequence[Message], seen: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        """Refuse a conversation with something that the template passes over, in any turn or in those that are seen."""
         held = [key for key in UNSAID if any(message.get(key) for message in messages)] + (["tools"] if tools else [])
         for key in held:
             if not self._says(key):
                 raise Unrenderable(f"its chat template does not say {key}")
+        unsaid = self._unsaid_turn(tuple(map(_turn, seen)), self._chosen(tools), bool(tools))
+        if unsaid is not None:
+            raise Unrenderable(f"its chat template does not say turn {unsaid} ({seen[unsaid]['role']})")
+
+    def _probe_turns(self, turns: Sequence[Turn], template: str, with_tools: bool) -> int | None:
+        """Return the first turn that the template passes over; None where it says all of them, or refuses the probe.
+
+        A turn is looked for in the conversation up to the next answer: later texts may drop what was said before a call.
+        """
+        made = [self._spelled(_probing(number, turn)) for number, turn in enumerate(turns)]
+        options: dict[str, Any] = {"chat_template": template, "tools": [PROBE_TOOL] if with_tools else None, **self._known}
+        start = 0
+        for stop in [number + 1 for number, turn in enumerate(turns) if turn[0] == "assistant" or number + 1 == len(turns)]:
+            text = _rendered_or_nothing(made[:stop], {**options, "add_generation_prompt": turns[stop - 1][0] != "assistant"})
+            unsaid = [number for number in range(start, stop) if made[number]["content"] not in text]
+            if text and unsaid:
+                return unsaid[0]
+            start = stop
+        return None
 
     def _probe(self, key: str) -> str:
         """Return whether the template says a key's content: "" if not, and for tool calls whether arguments are objects or "text"."""
@@ -144,11 +177,9 @@ class Rendering:
             tools = None
             answer: dict[str, Any] = {"role": "assistant", "content": "d"}
             if key == "tools":
-                shape = {"type": "object", "properties": {"e": {"type": "string", "description": "f"}}, "required": ["e"]}
-                tools = [{"type": "function", "function": {"name": PROBE, "description": "g", "parameters": shape}}]
+                tools = [PROBE_TOOL]
             elif key == "tool_calls":
-                call = {"id": "abcdefghi", "type": "function", "function": {"name": PROBE, "arguments": given}}
-                answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+                answer = {"role": "assistant", "content": "", "tool_calls": [probe_call(arguments=given)]}
             else:
                 answer[key] = PROBE
             options = {"tools": tools, "chat_template": self._chosen(tools or ([1] if key == "tool_calls" else None)), **self._known}
@@ -160,9 +191,14 @@ class Rendering:
         return bool(GENERATION.search(self._chosen(tools)))
 
     def _marked(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
-        """Return a text and its assistant's spans by the template's own marks, each with the special token that ends it."""
+        """Return a text and its assistant's spans by the template's own marks, from behind each prompt to the special token that ends it."""
         text, found = self._rendered(messages, tools, return_assistant_tokens_mask=True)
-        spans = [(start, self._with_next_special(text, stop)) for start, stop in found if stop > start]
+        begins = self._begins(text, messages, tools)
+        spans = [
+            (max([start, *(begin for begin in begins if start < begin < stop)]), self._marked_end(text, start, stop))
+            for start, stop in found
+            if stop > start
+        ]
         turns = [learns(message) for message in messages if message["role"] == "assistant"]
         if all(turns):
             return text, spans
@@ -170,10 +206,26 @@ class Rendering:
             raise Unrenderable("a turn of weight 0 can't be told from others: the chat template's marks are not one a turn")
         return text, [span for span, learnt in zip(spans, turns, strict=True) if learnt]
 
-    def _with_next_special(self, text: str, stop: int) -> int:
-        ended = any(match.end() == len(text[:stop].rstrip()) for match in self._special.finditer(text, max(0, stop - 200), stop))
+    def _begins(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[int]:
+        """Return where in a text the assistant's turns begin: behind their prompts, as far as the text and the template show those."""
+        found = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            with contextlib.suppress(Unrenderable):  # a template that has no prompt for this turn still marks it
+                prompt = self._render(messages[:number], tools, prompt=True)
+                found += [len(prompt)] if text.startswith(prompt) else []
+        return found
+
+    def _marked_end(self, text: str, start: int, stop: int) -> int:
+        """Return where a marked answer ends: behind its last special token, or behind the one that follows its mark."""
+        ends = [match.end() for match in self._special.finditer(text, start, stop)]
+        if ends and not text[ends[-1] : stop].strip():
+            return ends[-1]
         following = self._special.match(text, stop)
-        return stop if ended or following is None else following.end()
+        if following is None:
+            raise Unrenderable(ENDLESS)
+        return following.end()
 
     def _end(self, said: str, start: int, tools: Sequence[Any] | None) -> int:
         """Return where the answer ends that a text holds from `start`: behind the special token that ends the turn."""
@@ -181,7 +233,7 @@ class Rendering:
         stop = len(said) - len(after) if said.endswith(after) else len(said)
         ends = [match.end() for match in self._special.finditer(said, start, stop)]
         if not ends or said[ends[-1] : stop].strip():
-            raise Unrenderable("its chat template ends an answer with no special token, so that nothing would tell a model to end")
+            raise Unrenderable(ENDLESS)
         return ends[-1]
 
     def _after_an_answer(self, template: str) -> str:
@@ -216,6 +268,28 @@ class Rendering:
             special = specials.get(start) == stop
             parts.append(Part(text[start:stop] if special or not shield else text[start:stop].replace(shield, ""), special, learnt))
         return parts
+
+
+def _turn(message: Message) -> Turn:
+    """Return what of a turn decides how a template says it."""
+    calls = message.get("tool_calls")
+    named = bool(message.get("name")), bool(message.get("tool_call_id"))
+    return message["role"], bool(message.get("content")), len(calls) if isinstance(calls, (list, tuple)) else 0, *named
+
+
+def _probing(number: int, turn: Turn) -> Message:
+    """Return a turn of that kind whose content is found again in a text."""
+    role, said, calls, named, answers_call = turn
+    made: dict[str, Any] = {"role": role, "content": f"{PROBE}{number}z" if said else ""}
+    if calls:
+        made["tool_calls"] = [probe_call(call) for call in range(calls)]
+    return made | ({"name": PROBE} if named else {}) | ({"tool_call_id": probe_call()["id"]} if answers_call else {})
+
+
+def probe_call(number: int = 0, arguments: Any = None) -> dict[str, Any]:
+    """Return a tool call; its id has the form that the strictest templates ask for."""
+    given = {"b": "c"} if arguments is None else arguments
+    return {"id": f"{number:09}", "type": "function", "function": {"name": PROBE, "arguments": given}}
 
 
 def _call(call: Any, *, as_text: bool) -> Any:
