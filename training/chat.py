@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 from diversity.config import ConfigError, UserError, near_matches
 from diversity.corpus.samples import messages_of
 from training.part_ids import PartEncoder, special_tokens
-from training.rendering import Rendering, Template
+from training.rendering import PROBE_TOOL, Rendering, Template, probe_call
 from training.templates import JINJA, MARKS, TEMPLATES, Message, Part, Unrenderable, named_parts
 
 NO_LABEL = -100
@@ -143,8 +144,17 @@ class ChatEncoder:
 
     @property
     def end(self) -> int:
-        """Return the id of the token that ends an answer."""
-        return int(self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]).input_ids[-1])
+        """Return the id of the token that ends an answer in words."""
+        return self.ends[0]
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Return the ids of the tokens that end a turn: an answer in words first, then what else ends an earlier one, or a tool call."""
+        asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        called = [asked, {"role": "assistant", "content": "", "tool_calls": [probe_call()]}]
+        found = self.sequences([[asked, said, asked, said], called, called], [None, None, [PROBE_TOOL]])
+        more = learnt_ends(self, (one for sequences in found if not isinstance(sequences, Unrenderable) for one in sequences))
+        return tuple(dict.fromkeys([int(self.encode([asked, said]).input_ids[-1]), *more]))
 
     @property
     def special_ids(self) -> set[int]:
@@ -208,8 +218,16 @@ def _refuse_empty(messages: Sequence[Message]) -> None:
             raise Unrenderable(f"turn {number} ({message['role']}) has neither content nor a tool call")
 
 
-def _parsed(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+def _parsed(tools: Any) -> Any:
+    """Return a sample's tools, which tables hold as JSON text.
+
+    Raises:
+        UserError: the text is no JSON.
+    """
+    try:
+        return json.loads(tools) if isinstance(tools, str) else tools
+    except ValueError:
+        raise UserError(f"tools of a sample are no JSON text: {tools[:80]!r}") from None
 
 
 def _jinja(name: str, bos: str | None) -> str:

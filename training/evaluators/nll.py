@@ -155,7 +155,7 @@ def sample_nll(
     sums = torch.zeros(len(encoded), 1 + (N_CODES if strata else 1), dtype=torch.float64, device=device)  # the first column: all tokens
     for part in assign(range(len(encoded)), lengths, row_tokens, world_size)[rank]:
         batch = collate(encoded, part)
-        owner = torch.tensor(batch.sample_indices, device=device)[torch.from_numpy(_owners(batch)).to(device)]
+        owner = torch.tensor(batch.sample_indices, dtype=torch.int64, device=device)[torch.from_numpy(_owners(batch)).to(device)]
         found = token_nll(model, batch, device).double()
         sums[:, 0].index_add_(0, owner, found)
         labels = batch.labels[0][batch.labels[0] != NO_LABEL]

@@ -7,7 +7,7 @@ more has rarer tokens among those seen and the rarest alone among those unseen, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,12 +33,12 @@ METRICS: dict[str, list[int]] = {
 
 @dataclass(frozen=True)
 class TokenStrata:
-    """The code of every token id, `(ids,) int8`; 0 is the token that ends a turn, which is no type."""
+    """The code of every token id, `(ids,) int8`; 0 are special tokens, those that end a turn above all, which are no types."""
 
     codes: np.ndarray
 
     @classmethod
-    def of(cls, df: np.ndarray, low: int, high: int, seen: np.ndarray, end: int) -> TokenStrata:
+    def of(cls, df: np.ndarray, low: int, high: int, seen: np.ndarray, special: Iterable[int]) -> TokenStrata:
         """Return the strata of a vocabulary.
 
         Args:
@@ -46,11 +46,11 @@ class TokenStrata:
             low: lowest document frequency of the band.
             high: highest one.
             seen: `(ids,)` bool, whether the token occurs in a response of the dataset.
-            end: id of the token that ends a turn.
+            special: ids of the special tokens.
         """
         bands = np.where(df > high, HIGH, np.where(df >= low, MID, LOW))
         codes = (1 + bands + ~seen).astype(np.int8)
-        codes[end] = 0
+        codes[list(special)] = 0
         return cls(codes)
 
 
@@ -77,9 +77,9 @@ class TrainedOn:
     def strata(self, encoder: ChatEncoder) -> TokenStrata:
         """Return the strata of the model's tokens."""
         contents = encoder.contents()
-        end = encoder.end
-        size = max(len(contents), end + 1)
-        return TokenStrata.of(token_df(self.vocabulary, contents, size), self.low, self.high, self._seen(encoder, size), end)
+        special = encoder.special_ids
+        size = max(len(contents), *(number + 1 for number in special))
+        return TokenStrata.of(token_df(self.vocabulary, contents, size), self.low, self.high, self._seen(encoder, size), special)
 
     def _seen(self, encoder: ChatEncoder, size: int) -> np.ndarray:
         """Return `(size,)` bool: whether training had the token as a label."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diversity.artifact import digest
 from training.evaluators.generate import BATCH_TOKENS, Answer, GenerateConfig, Prompt, answer_of
-from training.forward import figure
+from training.forward import base_of, figure
 from training.ranks import smallest
 
 if TYPE_CHECKING:
@@ -38,6 +39,19 @@ def affordable_tokens(usual: int, free: int, per_token: int) -> int:
     return usual if usual <= most else 1 << (most.bit_length() - 1)
 
 
+@contextmanager
+def _without_its_own_settings(model: Any) -> Iterator[None]:
+    """Have a model without what its folder says of generation (penalties, forced tokens, draws), which would fill in what is not asked."""
+    from transformers import GenerationConfig
+
+    base = base_of(model)
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 class TransformersEngine:
     """The model as it lies on the ranks; a batch's prompts are padded on their left, so that all answers begin at one place."""
 
@@ -51,23 +65,23 @@ class TransformersEngine:
         import torch
         from transformers import GenerationConfig
 
-        config, longest, end = self.config, max(len(prompt.ids) for prompt in batch), self.subject.encoder.end
-        ids, mask = np.full((len(batch), longest), end, np.int64), np.zeros((len(batch), longest), np.int64)
+        config, longest, ends = self.config, max(len(prompt.ids) for prompt in batch), list(self.subject.encoder.ends)
+        ids, mask = np.full((len(batch), longest), ends[0], np.int64), np.zeros((len(batch), longest), np.int64)
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
         drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
         settings = GenerationConfig(
-            max_new_tokens=config.max_new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **(drawing or {"do_sample": False})
+            max_new_tokens=config.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], use_cache=True, **(drawing or {"do_sample": False})
         )
         torch.manual_seed(int(digest([config.seed, name])[:15], 16))
-        with torch.no_grad():
+        with torch.no_grad(), _without_its_own_settings(self.subject.model):
             out = self.subject.model.generate(
                 input_ids=torch.from_numpy(ids).to(self.subject.device),
                 attention_mask=torch.from_numpy(mask).to(self.subject.device),
                 generation_config=settings,
                 synced_gpus=self.together,
             )
-        return [answer_of(row, [end]) for row in out[:, longest:].cpu().numpy()]
+        return [answer_of(row, ends) for row in out[:, longest:].cpu().numpy()]
 
     def _batch_tokens(self) -> int:
         """Return the tokens of a batch if the configuration doesn't say it, the same on all ranks."""

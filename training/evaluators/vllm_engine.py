@@ -48,7 +48,7 @@ class VllmEngine:
         if subject.folder is None:
             raise ValueError("vLLM opens a saved model, and this subject has no folder")
         self.folder, self.device, self.dtype = subject.folder, subject.device, subject.model.dtype
-        self.end, self.config = subject.encoder.end, config
+        self.ends, self.config = list(subject.encoder.ends), config
         self.model = subject.model
         self._aside: SetAside | None = None
         kinds = BATCH_TOKENS["vllm"]
@@ -68,7 +68,7 @@ class VllmEngine:
             "max_tokens": config.max_new_tokens,
             "temperature": config.temperature,
             "top_p": config.top_p,
-            "stop_token_ids": [self.end],
+            "stop_token_ids": self.ends,
             "ignore_eos": True,  # the end of a turn ends an answer, and nothing else
             "detokenize": False,
         }
@@ -78,7 +78,7 @@ class VllmEngine:
             [SamplingParams(**shared, seed=seed) for seed in seeds],
             use_tqdm=False,
         )
-        return [answer_of(request.outputs[0].token_ids, [self.end]) for request in found]
+        return [answer_of(request.outputs[0].token_ids, self.ends) for request in found]
 
     def close(self) -> None:
         """End vLLM's process, if it was started, and have the model back on the device."""
