@@ -37,7 +37,7 @@ from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 ROWS_AT_ONCE = 8192
 PART_ROWS = 65_536
 CHARS_A_TOKEN = 4

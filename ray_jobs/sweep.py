@@ -37,7 +37,7 @@ from training.run_files import has_weights, remove_weights
 
 logger = logging.getLogger(__name__)
 
-SCORES_VERSION = 3
+SCORES_VERSION = 4
 PLAN_LINES = 20  # of a plan that are logged before it is followed; --dry-run prints all
 
 
@@ -240,7 +240,12 @@ def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:
     Raises:
         UserError: it isn't.
     """
-    gone = [one for one in every if one.task.model.sealed and not has_weights(one.task.model) and (keep == "all" or not one.finished)]
+    best = _best(every) if keep == "best" else set()
+    gone = [
+        one
+        for one in every
+        if one.task.model.sealed and not has_weights(one.task.model) and (keep == "all" or not one.finished or one.task.run in best)
+    ]
     if not gone:
         return
     wanted = "weights" if all(one.finished for one in gone) else "scores"
@@ -256,17 +261,24 @@ def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:
 
 def _keep_best(every: Sequence[Run]) -> None:
     """Let all weights go but those of the best run for each strategy and size."""
-    best: dict[tuple[str, int], tuple[float, Run]] = {}
+    kept = _best(every)
     for one in every:
+        if one.task.run not in kept:
+            remove_weights(one.task.model)
+
+
+def _best(every: Sequence[Run]) -> set[str]:
+    """Return the names of the runs that are best for their strategy and size, of those whose scores are sealed."""
+    best: dict[tuple[str, int], tuple[float, str]] = {}
+    for one in every:
+        if one.task.scores is None or not one.task.scores.sealed:
+            continue
         figure = _figure(one)
         for cell in one.cells:
             group = (cell.strategy, cell.size)
             if group not in best or figure > best[group][0]:
-                best[group] = (figure, one)
-    kept = {one.task.run for _, one in best.values()}
-    for one in every:
-        if one.task.run not in kept:
-            remove_weights(one.task.model)
+                best[group] = (figure, one.task.run)
+    return {run for _, run in best.values()}
 
 
 def _figure(one: Run) -> float:

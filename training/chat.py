@@ -207,7 +207,7 @@ def learnt_ends(encoder: ChatEncoder, encoded: Iterable[Encoded]) -> tuple[int, 
 def conversations(samples: pa.Table) -> tuple[list[list[dict[str, Any]]], list[Any]]:
     """Return the messages of a table's rows, and the tools of each, None where there are none."""
     tools = samples["tools"].to_pylist() if "tools" in samples.column_names else [None] * len(samples)
-    return [messages_of(messages) for messages in samples["messages"].to_pylist()], [_parsed(one) for one in tools]
+    return [messages_of(messages) for messages in samples["messages"].to_pylist()], [tools_of(one) for one in tools]
 
 
 def _refuse_empty(messages: Sequence[Message]) -> None:
@@ -218,16 +218,16 @@ def _refuse_empty(messages: Sequence[Message]) -> None:
             raise Unrenderable(f"turn {number} ({message['role']}) has neither content nor a tool call")
 
 
-def _parsed(tools: Any) -> Any:
-    """Return a sample's tools, which tables hold as JSON text.
+def tools_of(stored: str | None) -> Any:
+    """Return a sample's tools, which tables hold as JSON text; None where there are none.
 
     Raises:
         UserError: the text is no JSON.
     """
     try:
-        return json.loads(tools) if isinstance(tools, str) else tools
+        return None if stored is None else json.loads(stored)
     except ValueError:
-        raise UserError(f"tools of a sample are no JSON text: {tools[:80]!r}") from None
+        raise UserError(f"the tools of a sample are no JSON text: {stored[:80]!r}") from None
 
 
 def _jinja(name: str, bos: str | None) -> str:

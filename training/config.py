@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,7 +15,9 @@ from training.trackers import TrackersConfig
 Stage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16"]
 
-VERSION = 2  # raised whenever the code changes what a run computes from the same inputs
+VERSION = 3  # raised whenever the code changes what a run computes from the same inputs
+
+SEEDS = 2**63  # training seeds lie below: torch and 64-bit columns hold those
 
 # What changes neither the weights nor the scores, or is an axis of its own, so that it is no part of a run's identity.
 NOT_IDENTITY = frozenset(
@@ -114,7 +116,7 @@ class SftConfig(Config):
 
     Attributes:
         budget: response tokens or epochs.
-        training_seeds: seeds of the data order (and of LoRA's start); every dataset is trained with each.
+        training_seeds: seeds of the data order, of dropout and of LoRA's start; every dataset is trained with each.
         world_size: ranks of a run.
         resume_world_size: under Ray, ranks on which the same run was begun before: where that one left a checkpoint and this one has none,
             this one goes on from it, through DeepSpeed's universal checkpoint. None begins anew.
@@ -144,7 +146,7 @@ class SftConfig(Config):
     """
 
     budget: BudgetConfig = BudgetConfig(epochs=3)
-    training_seeds: list[int] = Field(default=[0], min_length=1)
+    training_seeds: list[Annotated[int, Field(ge=0, lt=SEEDS)]] = Field(default=[0], min_length=1)
     world_size: int = Field(default=1, ge=1)
     resume_world_size: int | None = Field(default=None, ge=1)
     max_length: int = Field(default=2048, ge=8)
@@ -172,8 +174,8 @@ class SftConfig(Config):
     @field_validator("training_seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError(f"training_seeds are distinct and not negative, not {seeds}")
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"training_seeds are distinct, not {seeds}")
         return seeds
 
     @field_validator("betas")

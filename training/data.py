@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diversity.artifact import MANIFEST, Storage
@@ -21,6 +22,7 @@ from training.packing import ONE_SAMPLE, Step, assign, plan_steps
 from training.templates import Unrenderable
 
 COLUMNS = ("sample_id", "messages", "tools")  # of a sample, what training sees
+TEXTS = frozenset({"role", "content", "name", "tool_call_id", "reasoning_content"})  # of a turn
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Job:
 class Data:
     """What a run learns from: encoded samples that fit, every step's batch, and the prompts' format; the same on all ranks.
 
-    A sample is one sequence, or several where its chat template shows turns in another way once the conversation has gone on.
+    A sample is one sequence, or several where its chat template shows turns in another way once the conversation has gone on. Counted are
+    samples, how many of them are cut, how many more are dropped, and sequences that are dropped of samples that are not.
     """
 
     encoded: list[Encoded]
@@ -65,6 +68,18 @@ class Data:
         if largest >= vocabulary:
             raise UserError(
                 f"the tokenizer gives id {largest}, and the model's vocabulary has {vocabulary} tokens: they don't belong together"
+            )
+
+    def refuse_longer_than(self, positions: int | None) -> None:
+        """Refuse samples with more tokens than the model has positions for.
+
+        Raises:
+            UserError: there are some.
+        """
+        longest = max(len(one) for one in self.encoded)
+        if positions is not None and longest > positions:
+            raise UserError(
+                f"the longest sample has {longest} tokens, and the model has positions for {positions}: set sft.max_length={positions}"
             )
 
     def one_sample_a_row(self, world_size: int) -> Data:
@@ -100,9 +115,13 @@ def prepare_data(job: Job, world_size: int) -> Data:
         world_size=world_size,
         keys=_keys([ids[i] for i in kept]),
     )
-    samples = len({owner[i] for i in kept})
-    cut = sum(len(fitted[i] or ()) < len(whole[i]) for i in kept)
-    counts = {"samples": samples, "truncated": cut, "dropped": len(job.samples) - samples}
+    used = {owner[i] for i in kept}
+    counts = {
+        "samples": len(used),
+        "truncated": len({owner[i] for i in kept if len(fitted[i] or ()) < len(whole[i])}),
+        "dropped": len(job.samples) - len(used),
+        "turns_dropped": sum(one is None and name in used for one, name in zip(fitted, owner, strict=True)),
+    }
     chat = ChatFormat(encoder.chat_template, learnt_ends(encoder, whole))
     return Data(encoded, [owner[i] for i in kept], steps, counts, chat)
 
@@ -168,13 +187,38 @@ def _read_file(file: Path) -> pa.Table:
         raise UserError(f"{file} can't be read as parquet: {' '.join(str(error).split())[:200]}") from None
     if "messages" not in table.column_names:
         raise UserError(f"{file} has no column messages")
+    _refuse_odd_columns(file, table)
+    try:
+        if "sample_id" in table.column_names:
+            table = table.set_column(table.column_names.index("sample_id"), "sample_id", table["sample_id"].cast(pa.string()))
+        else:
+            tools = table["tools"].to_pylist() if "tools" in table.column_names else [None] * len(table)
+            ids = [sample_id(messages_of(messages), some) for messages, some in zip(table["messages"].to_pylist(), tools, strict=True)]
+            table = table.append_column("sample_id", pa.array(ids, pa.string()))
+    except pa.ArrowException:
+        raise UserError(f"{file}: the column sample_id holds {table.schema.field('sample_id').type}, not text: leave it out") from None
+    return table.select([name for name in COLUMNS if name in table.column_names])
+
+
+def _refuse_odd_columns(file: Path, table: pa.Table) -> None:
+    """Refuse messages and tools that are not spelled as a dataset's."""
     kind = table.schema.field("messages").type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
         raise UserError(f"{file}: the column messages holds {kind}, not lists of turns with role and content")
+    odd = [f"{field.name} of its messages holds {field.type}" for field in kind.value_type if field.name in TEXTS and not _text(field.type)]
+    if "tools" in table.column_names and not _text(table.schema.field("tools").type):
+        odd.append(f"the column tools holds {table.schema.field('tools').type}")
+    if odd:
+        raise UserError(f"{file}: {odd[0]}, not text")
     if table["messages"].null_count:
         raise UserError(f"{file}: {table['messages'].null_count} rows have no messages")
-    if "sample_id" not in table.column_names:
-        tools = table["tools"].to_pylist() if "tools" in table.column_names else [None] * len(table)
-        ids = [sample_id(messages_of(messages), some) for messages, some in zip(table["messages"].to_pylist(), tools, strict=True)]
-        table = table.append_column("sample_id", pa.array(ids, pa.string()))
-    return table.select([name for name in COLUMNS if name in table.column_names])
+    if nulls := pc.list_flatten(table["messages"]).null_count:
+        raise UserError(f"{file}: {nulls} turns are null")
+    try:
+        conversations(table)
+    except (UserError, ValueError, TypeError) as error:  # tool calls that are no JSON text, a weight that is no number
+        raise UserError(f"{file}: a conversation can't be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from diversity.config import UserError, near_matches
 from training.attention import use_packed_attention
 from training.config import LoraConfig, Precision, SftConfig
-from training.forward import figure, logits_at
+from training.forward import figure, logits_at, position_table
 from training.kernels import cheap_parts_again, use_fused_kernels
 from training.loss import has_plain_head, linear_cross_entropy
 from training.ranks import group_backend
@@ -235,7 +235,7 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
             raise UserError(f"{folder} can't be trained: the configuration of {config.model_type} says no {name}")
     outside = {id(model.get_input_embeddings().weight), id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
-    whole_logits = not has_plain_head(model)
+    whole_logits, positions = not has_plain_head(model), position_table(model)
     if sft.lora is not None:
         with torch.device("meta"):
             model = with_adapters(model, sft.lora, seed=0)
@@ -252,6 +252,7 @@ def shape_of(folder: Path, sft: SftConfig) -> ModelShape:
         attention_width=heads * width,
         key_width=figure(config, "num_key_value_heads", heads) * width,
         whole_logits=whole_logits,
+        positions=positions,
     )
 
 

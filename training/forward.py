@@ -29,6 +29,26 @@ def figure(config: Any, name: str, otherwise: int) -> int:
     return max(values, default=0) or otherwise
 
 
+def position_table(model: Any) -> int | None:
+    """Return how many positions a model has a table for, learnt (GPT-2, OPT) or fixed (GPT-J); None where it computes any.
+
+    Args:
+        model: a causal language model of transformers, with adapters or without; its weights may lie elsewhere.
+    """
+    from torch import nn
+
+    base = base_of(model)
+    most, vocabulary = figure(base.config.get_text_config(), "max_position_embeddings", 0), base.get_input_embeddings()
+    learnt = [one for one in base.modules() if isinstance(one, nn.Embedding) and one is not vocabulary]
+    tables = {one.num_embeddings - getattr(one, "offset", 0) for one in learnt} | {len(one) for one in base.buffers() if one.ndim == 2}
+    return most if most and most in tables else None
+
+
+def most_tokens(model: Any, wanted: int) -> int:
+    """Return how many tokens a sample may have: as many as wanted, or those that the model has positions for."""
+    return min(wanted, position_table(model) or wanted)
+
+
 def rows_by(model: Any) -> str | None:
     """Return how the model is told where a packed row's samples are, as the probe found it, or None before there was a probe."""
     return getattr(base_of(model), ROWS_BY, None)

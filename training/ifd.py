@@ -47,19 +47,24 @@ def difficulties(
         conversations: messages.
         tools: what each conversation's model is given, None where nothing.
         device: `cpu` or `cuda`.
-        most: tokens of a conversation; longer ones are left out.
+        most: tokens of a conversation; longer ones are left out, and those that the model has no positions for.
+
+    Raises:
+        Unsupported: the model can't score packed samples, nor samples alone.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from training.attention import use_packed_attention
     from training.chat import ChatEncoder, load_tokenizer
     from training.evaluators.nll import sample_nll
+    from training.forward import most_tokens
+    from training.probe import settle
     from training.templates import Unrenderable
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    use_packed_attention(model)
     model = model.to(torch.device(device)).eval()
+    settle(model, torch.device(device))
+    most = most_tokens(model, most)
     encoder = ChatEncoder(load_tokenizer(folder), "auto")
     silent = [[{"role": "user", "content": ""}, *(m for m in messages if m["role"] == "assistant")] for messages in conversations]
     found = np.full(len(conversations), np.nan)

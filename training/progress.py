@@ -17,9 +17,10 @@ PROGRESS_EVERY_S = 5.0
 
 def describe(counts: Mapping[str, int], steps: Sequence[Step], shape: ModelShape, needed: Memory, ranks: int) -> str:
     """Return one line on what is about to be trained."""
+    turns = f", {counts['turns_dropped']} turns of others dropped" if counts["turns_dropped"] else ""
     response, total = sum(step.response_tokens for step in steps), sum(step.tokens for step in steps)
     return (
-        f"{counts['samples']} samples ({counts['truncated']} cut, {counts['dropped']} dropped), {len(steps)} steps of about "
+        f"{counts['samples']} samples ({counts['truncated']} cut, {counts['dropped']} dropped{turns}), {len(steps)} steps of about "
         f"{response // len(steps)} response tokens in {total // len(steps)}, {steps[-1].epoch:.2f} epochs; "
         f"{shape.parameters / 1e6:.1f}M parameters, {shape.trainable / 1e6:.1f}M learn, on {ranks} rank{'s' * (ranks > 1)}: {needed}"
     )
@@ -68,7 +69,7 @@ def summary(
     """Return a finished run's figures. Those by second leave the first step out, in which kernels are chosen and memory is found.
 
     Args:
-        counts: samples that were used, cut and dropped.
+        counts: samples that were used, cut and dropped, and turns that were dropped of those used.
         steps: the plan.
         rows: what became of them.
         started: seconds of every part of the start.

@@ -33,7 +33,7 @@ from diversity.artifact import digest
 from diversity.config import ConfigError, UserError, parse
 from training.chat import ChatFormat
 from training.checkpoint import CheckpointFolder, load_other_world
-from training.config import SftConfig, learning_rate, run_fingerprint
+from training.config import SEEDS, SftConfig, learning_rate, run_fingerprint
 from training.data import Data, Job, prepare_data, read_samples
 from training.engine import build_engine, check_offload, free_memory, load_model, prepare_process, process_group, shape_of
 from training.export import dry_export, export
@@ -44,7 +44,7 @@ from training.model_source import model_digest, resolve_model
 from training.packing import Step, collate, learnt, model_inputs
 from training.probe import settle
 from training.progress import Progress, describe, summary
-from training.ranks import smallest
+from training.ranks import any_rank, smallest
 from training.trackers import Trackers, flat, open_trackers
 from training.zero import ModelShape, refuse_what_cannot_fit
 
@@ -64,7 +64,7 @@ TRAIN_SCHEMA = pa.schema(
 
 
 class NonFiniteLoss(UserError):
-    """A loss that is no number; the message names the step and the samples of the batch."""
+    """A loss that is no number, or weights with which the next one would be; the message names the step and the samples of the batch."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ def fine_tune(
             all ranks, which must get one answer.
 
     Raises:
-        NonFiniteLoss: a step's loss is no number.
+        NonFiniteLoss: a step's loss is no number, or the trained weights are none.
         DoesNotFit: the run's estimate exceeds `memory`; no weight has been read by then.
         ExportError: the trained model could not be exported; no step has been taken by then.
     """
@@ -148,6 +148,8 @@ def fine_tune(
     finally:
         if trackers:
             trackers.close(failed=failed)
+    if any_rank([not finite(engine.module.model)])[0]:
+        raise NonFiniteLoss(_blame(data, data.steps[-1], f"the weights are not finite after step {len(data.steps) - 1}"))
     figures = summary(data.counts, data.steps, rows, clock.laps, ceiling, first=done)
     return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat, figures)
 
@@ -161,6 +163,7 @@ def _ready(job: Job, memory: tuple[int, int | None] | None, universal: bool, clo
     check_offload(job.sft, job.device)
     shape = shape_of(job.model, job.sft)
     data.refuse_ids_from(shape.vocabulary)
+    data.refuse_longer_than(shape.positions)
     device_bytes, host_bytes = memory if memory else (sys.maxsize, None)
     # The least of all ranks: one that refuses alone would leave the others waiting for it.
     device_bytes, host_bytes = smallest(device_bytes), None if host_bytes is None else smallest(host_bytes)
@@ -206,8 +209,7 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
     rate = learning_rate(step, len(data.steps), job.sft)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    if job.sft.lora is not None and job.sft.lora.dropout:
-        torch.manual_seed(int(digest([job.training_seed, step, rank])[:15], 16))  # so that a resumed run drops the same
+    torch.manual_seed(int(digest([job.training_seed, step, rank])[:15], 16))  # a model may have dropout: a resumed run drops the same
     total = torch.zeros((), device=engine.device, dtype=torch.float64)  # read once, at the end: reading it makes the host wait
     for part in plan.ranks[rank]:
         batch = collate(data.encoded, part)
@@ -217,7 +219,7 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
     torch.distributed.all_reduce(total)
     summed = total.item()
     if not math.isfinite(summed):
-        raise NonFiniteLoss(_blame(data, plan))
+        raise NonFiniteLoss(_blame(data, plan, f"the loss of step {plan.number} is not finite"))
     engine.step()
     wait_for(job.device)  # the optimizer's kernels are part of the step
     return {
@@ -230,12 +232,15 @@ def _one_step(engine: Any, job: Job, data: Data, step: int, rank: int, world_siz
     }
 
 
-def _blame(data: Data, plan: Step, shown: int = 20) -> str:
+def finite(model: torch.nn.Module) -> bool:
+    """Return whether a model's weights are numbers; with ZeRO stage 3, this rank's part of them."""
+    return all(bool(getattr(weight, "ds_tensor", weight).isfinite().all()) for weight in model.parameters())
+
+
+def _blame(data: Data, plan: Step, fault: str, shown: int = 20) -> str:
     ids = [data.sample_ids[i] for i in plan.samples]
     more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
-    return (
-        f"the loss of step {plan.number} is not finite; lower sft.lr, or look at the samples of its batch: {', '.join(ids[:shown])}{more}"
-    )
+    return f"{fault}; lower sft.lr, or look at the samples of its batch: {', '.join(ids[:shown])}{more}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,6 +291,8 @@ def _run(given: argparse.Namespace) -> None:
     for setting in given.settings:
         put(values, setting)
     sft = parse(SftConfig, values).resolved(device, fast_bf16=device == "cpu" and has_fast_bf16())
+    if not 0 <= given.seed < SEEDS:
+        raise UserError(f"--seed is at least 0 and below 2**63, not {given.seed}")
     if sft.resume_world_size:
         raise UserError("resume_world_size is for a sweep: without Ray, give the other run's checkpoints by --resume-from FOLDER")
     if next((path for path in (given.out, *given.out.parents) if path.exists()), given.out).is_file():

@@ -89,6 +89,7 @@ class ModelShape:
         attention_width: heads times their width.
         key_width: heads of keys times their width; 0 takes `attention_width`.
         whole_logits: whether a row's logits are held as a whole.
+        positions: of a sample at most, where the model has a table of them; None where it computes any.
     """
 
     parameters: int
@@ -101,6 +102,7 @@ class ModelShape:
     attention_width: int = 0
     key_width: int = 0
     whole_logits: bool = False
+    positions: int | None = None
 
     @property
     def learns_all(self) -> bool:

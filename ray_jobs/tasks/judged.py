@@ -16,7 +16,7 @@ from training.model_source import model_digest, resolve_model
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 def judging(context: Context) -> JudgingConfig:

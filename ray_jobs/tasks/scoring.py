@@ -27,7 +27,7 @@ from training.model_source import model_digest, resolve_model
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SPAN_ROWS = 512
 SCORES_SCHEMA = pa.schema([("sample_id", pa.string()), ("score", pa.float64())])
 

@@ -26,6 +26,7 @@ FIGURES = (
     "samples",
     "truncated",
     "dropped",
+    "turns_dropped",
     "steps",
     "epochs",
     "response_tokens",

@@ -29,7 +29,7 @@ from ray_jobs.tasks import trials
 from ray_jobs.tools import frames
 from tests.ray_jobs.heads import wait_for
 from training.evaluators import EvaluationConfig
-from training.run_files import has_weights
+from training.run_files import has_weights, remove_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
@@ -346,6 +346,13 @@ def test_the_best_runs_keep_their_weights(context: Context) -> None:
     one, other = every
     sweep._keep_best([one, sweep.Run(other.task, one.cells)])  # of one strategy and size
     assert has_weights(one.task.model) and not has_weights(other.task.model) and other.task.model.sealed
+    both = [one, sweep.Run(other.task, one.cells)]
+    sweep._allow_again(both, "best", retrain=False)
+    remove_weights(one.task.model)
+    with pytest.raises(UserError, match="1 sealed runs have no weights any more and weights are asked of them"):
+        sweep._allow_again(both, "best", retrain=False)
+    sweep._allow_again(both, "best", retrain=True)
+    assert not one.task.model.sealed and other.task.model.sealed
 
 
 def test_without_held_out_samples_nothing_is_scored(context: Context) -> None:

@@ -79,9 +79,36 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# The mark holds the header, the end and the line break behind it (as SmolLM3).
+MARKED_WHOLE = (
+    "{% for m in messages %}{%- if m.role == 'assistant' -%}"
+    "{% generation %}{{ '<|im_start|>assistant\n' + m.content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}"
+    "{%- else -%}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif -%}{% endfor %}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+# Turns of other roles than these two are passed over (as Phi-3's first).
+PASSING = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>\n' + m.content + '<|end|>\n<|assistant|>\n' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+)
+
+# What was said before a call is dropped once the conversation has gone on to an answer (as gpt-oss).
+FORGETFUL = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' }}{% if m.tool_calls %}"
+    "{% if loop.last %}{{ m.content }}{% endif %}{{ m.tool_calls[0].function.name + '<|eom|>' }}"
+    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"
+)
+
 # Nothing special ends an answer.
 ENDLESS = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+# The same, and marked.
+MARKED_ENDLESS = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
 FAMILIES = {
@@ -93,4 +120,5 @@ FAMILIES = {
     "trailing": TRAILING,
     "two-ends": TWO_ENDS,
     "marked": MARKED,
+    "marked-whole": MARKED_WHOLE,
 }

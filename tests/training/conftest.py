@@ -62,6 +62,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, smollm_folder: Path) -
 
 
 @pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """Return a small random GPT-2 with the real tokenizer: it has dropout of its own, and a table of 64 positions."""
+    import shutil
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2") / "model"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=49152, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(tiny_folder / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def two_ranks(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
     """Return what two ranks train, once for all processes of this session."""
     folder = tmp_path_factory.getbasetemp()

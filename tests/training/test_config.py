@@ -21,6 +21,8 @@ from training.config import SftConfig, learning_rate, run_fingerprint
         ({"zero": {"stage": 2, "offload_parameters": True}}, "offload_parameters needs stage 3"),
         ({"zero": {"stage": 4}}, "zero.stage"),
         ({"training_seeds": [1, 1]}, "distinct"),
+        ({"training_seeds": [-1]}, "greater than or equal to 0"),
+        ({"training_seeds": [2**63]}, "less than 9223372036854775808"),
         ({"betas": [0.9, 1.0]}, r"\[0, 1\)"),
         ({"row_tokens": 100, "max_length": 200}, "row_tokens 100 is below max_length 200"),
         ({"budget": {"response_tokens": 10}}, "not one whole step"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,44 @@ def test_batched_answers_equal_one_prompt_at_a_time(subject: Subject, batch_toke
         mine = [row["tokens"] for row in rows if row["split"] == split]
         assert values[split, "length"]["value"] == pytest.approx(np.mean(mine)) and values[split, "length"]["n"] == len(mine)
         assert not values[split, "length"]["primary"]
+
+
+def test_what_a_folder_says_of_generation_does_not_count(subject: Subject, tiny_folder: Path) -> None:
+    """A model that would never say what it likes best, and draws: its answers are those of one that says nothing of it."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    options = GenerateConfig(max_new_tokens=NEW)
+    asking = prompts(subject.splits["in"], subject.encoder, options)
+    answers = open_engine(subject, options)(asking, "a")
+    liked = sorted({int(one) for answer in answers for one in answer.ids})
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype="auto").eval()
+    model.generation_config = own = GenerationConfig(eos_token_id=2, suppress_tokens=liked, repetition_penalty=9.0, do_sample=True, top_k=3)
+    found = open_engine(replace(subject, model=model), options)(asking, "a")
+    assert [one.ids.tolist() for one in found] == [one.ids.tolist() for one in answers] and model.generation_config is own
+
+
+def test_an_answer_ends_at_every_token_that_ends_a_turn(subject: Subject, tokenizer: Any) -> None:
+    options = GenerateConfig(max_new_tokens=NEW)
+    asking = prompts(subject.splits["in"], subject.encoder, options)
+    free = open_engine(subject, options)(asking, "a")
+    encoder = ChatEncoder(tokenizer)
+    encoder.ends = (*subject.encoder.ends, int(free[0].ids[2]))  # as if a call ended so
+    found = open_engine(replace(subject, encoder=encoder), options)(asking, "a")
+    assert found[0].finished and found[0].ids.tolist() == free[0].ids[: free[0].ids.tolist().index(encoder.ends[1])].tolist()
+
+
+def test_prompts_leave_an_answer_its_positions(gpt2_folder: Path) -> None:
+    """A table of 64 positions: what would go beyond it is not asked."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+    narrow = Subject.of(model, gpt2_folder, heldout_table(), "cpu")
+    lengths = [len(one.ids) for table in narrow.splits.values() for one in prompts(table, narrow.encoder, GenerateConfig(max_samples=None))]
+    most = 64 - max(lengths) + 1
+    rows = evaluate(narrow, config(max_new_tokens=most), run="r").tables["responses"]
+    assert 0 < len(rows) == sum(length + most <= 64 for length in lengths) < len(lengths)
+    with pytest.raises(ConfigError, match="max_new_tokens=64: the model has positions for 64 tokens"):
+        evaluate(narrow, config(max_new_tokens=64), run="r")
 
 
 def test_a_killed_run_goes_on_with_what_it_kept(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

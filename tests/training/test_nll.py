@@ -18,6 +18,7 @@ from diversity.config import ConfigError, parse
 from diversity.corpus.samples import sample_id
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 from diversity.typings.tokens import BandConfig, micro
+from tests.training.chat_templates import TWO_ENDS
 from training.chat import NO_LABEL, ChatEncoder, Encoded
 from training.evaluators import EvaluationConfig, EvaluatorConfig, Scores, Subject, evaluate, mean_and_error
 from training.evaluators.nll import NllConfig, NothingToScore, chosen, sample_nll
@@ -210,6 +211,38 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(tiny_folder: Path, encoder
         TrainedOn(dataset, vocabulary, 1, 2, max_length=64).strata(encoder)
 
 
+def test_special_tokens_are_no_types_wherever_their_ids_lie(tokenizer: Any) -> None:
+    """Behind the token that ends a turn, one that opens it is learnt, too, as gpt-oss has them."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    changed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    changed.add_special_tokens({"additional_special_tokens": ["<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"]})
+    changed.eos_token, changed.chat_template = "<|return|>", TWO_ENDS
+    encoder = ChatEncoder(changed)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the value"}]
+    labels = encoder.encode(messages).labels
+    assert labels.max() == changed.convert_tokens_to_ids("<|channel|>") > encoder.end
+    vocabulary = pa.table({"content": pa.array([b"the"], pa.binary()), "df": [3]})
+    codes = TrainedOn(pa.table({"messages": [messages]}), vocabulary, 1, 9, max_length=64).strata(encoder).codes
+    assert len(codes) > labels.max() and not codes[sorted(encoder.special_ids)].any()
+    assert codes[labels[(labels != NO_LABEL)]].tolist().count(0) == 3, "channel, message and return"
+
+
+def test_what_a_model_has_no_positions_for_is_cut(gpt2_folder: Path) -> None:
+    """A table of 64 positions, held-out samples of more."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(gpt2_folder)
+    subject = Subject.of(model, gpt2_folder, heldout_table(), "cpu")
+    lengths = [len(one) for one in subject.encoder.encode_all(heldout_table()["messages"].to_pylist())]
+    assert max(lengths) > 64
+    found, short = (
+        evaluate(subject, EvaluationConfig(evaluators=[{"name": "nll", "max_length": most}]), run="a run") for most in (2048, 64)
+    )
+    assert found.table == short.table and found.samples == short.samples
+
+
 def test_ranks_share_the_rows_and_add_up(table: pa.Table, encoder: ChatEncoder, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank's part is what it would add to the sum; the parts of all ranks make the whole."""
     import torch
@@ -217,8 +250,9 @@ def test_ranks_share_the_rows_and_add_up(table: pa.Table, encoder: ChatEncoder, 
     encoded = encoder.encode_all(table["messages"].to_pylist())[:5]
     whole = sample_nll(tiny_model, encoded, "cpu").means
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: None)
-    parts = [sample_nll(tiny_model, encoded, "cpu", row_tokens=200, rank=rank, world_size=4).means for rank in range(4)]
-    assert np.abs(sum(parts) - whole).max() < 3e-6 * whole.max() and all((part > 0).sum() < len(encoded) for part in parts)
+    for ranks in (4, 7):  # the last two have nothing
+        parts = [sample_nll(tiny_model, encoded, "cpu", row_tokens=200, rank=rank, world_size=ranks).means for rank in range(ranks)]
+        assert np.abs(sum(parts) - whole).max() < 3e-6 * whole.max() and all((part > 0).sum() < len(encoded) for part in parts)
 
 
 def test_every_run_scores_the_same_samples_in_any_order_of_rows(table: pa.Table, encoder: ChatEncoder) -> None:

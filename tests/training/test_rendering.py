@@ -11,7 +11,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.training.chat_templates import ALTERNATING, DEFAULT_SYSTEM, ENDLESS, FAMILIES, HEADERS, INST, MARKED, THINKING, TRAILING
+from tests.training.chat_templates import (
+    ALTERNATING,
+    DEFAULT_SYSTEM,
+    ENDLESS,
+    FAMILIES,
+    FORGETFUL,
+    HEADERS,
+    INST,
+    MARKED,
+    MARKED_ENDLESS,
+    MARKED_WHOLE,
+    PASSING,
+    THINKING,
+    TRAILING,
+)
 from tests.training.test_chat import learnt_runs, spaced_tokenizer, split_as_llama_3
 from training.chat import ChatEncoder, ChatFormat, learnt_ends, load_tokenizer
 from training.export import copy_tokenizer
@@ -152,9 +166,32 @@ def test_what_a_template_does_not_say_is_refused(folders: dict[str, Path]) -> No
     gemma, _ = encoder_of(folders, ALTERNATING)
     assert "System role not supported" in refusal(gemma, [{"role": "system", "content": "x"}, *CONVERSATION])
     assert "Roles must alternate" in refusal(gemma, [CONVERSATION[0], *CONVERSATION])
-    endless, _ = encoder_of(folders, ENDLESS)
-    assert "no special token" in refusal(endless, CONVERSATION)
+    for template in (ENDLESS, MARKED_ENDLESS):
+        endless, _ = encoder_of(folders, template)
+        assert "no special token" in refusal(endless, CONVERSATION)
     assert "0 (not learnt) or 1, not 0.5" in refusal(encoder, [CONVERSATION[0], {**CONVERSATION[1], "weight": 0.5}])
+
+
+def test_a_mark_that_holds_header_and_line_break_is_cut_to_the_answer_and_its_end(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, MARKED_WHOLE)
+    assert learnt(encoder, tokenizer, CONVERSATION) == ["It is 4.<|im_end|>", "Yes.\n\n    It is.<|im_end|>"]
+    assert tokenizer.decode([encoder.end]) == "<|im_end|>" and encoder.ends == (encoder.end,)
+
+
+def test_turns_that_a_template_passes_over_are_refused(folders: dict[str, Path]) -> None:
+    passing, _ = encoder_of(folders, PASSING)
+    system, result = {"role": "system", "content": "Be brief."}, {"role": "tool", "content": "7"}
+    assert "does not say turn 0 (system)" in refusal(passing, [system, *CONVERSATION])
+    assert "does not say turn 2 (tool)" in refusal(passing, [*CONVERSATION[:2], result, *CONVERSATION[2:]])
+    with pytest.raises(Unrenderable, match=r"turn 3 \(tool\)"):
+        passing.prompt([*CONVERSATION[:3], result])
+    for unseen in ([*CONVERSATION, result], CONVERSATION, [{**system, "content": ""}, *CONVERSATION]):
+        assert not isinstance(passing.sequences([unseen])[0], Unrenderable)
+    headers, _ = encoder_of(folders, HEADERS)
+    thought = [CONVERSATION[0], {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, result, CONVERSATION[3]]
+    assert "does not say turn 1 (assistant)" in refusal(headers, thought)
+    forgetful, tokenizer = encoder_of(folders, FORGETFUL)
+    assert learnt(forgetful, tokenizer, thought) == ["I look.look<|eom|>", "Yes.\n\n    It is.<|end|>"]
 
 
 def test_a_turn_of_weight_0_is_seen_and_not_learnt(folders: dict[str, Path]) -> None:
@@ -196,11 +233,13 @@ def test_each_ends_as_its_template_ends_a_turn(folders: dict[str, Path]) -> None
         "trailing": {"<|end|>"},
         "two-ends": {"<|return|>"},
         "marked": {"<|im_end|>"},
+        "marked-whole": {"<|im_end|>"},
     }
     encoder, tokenizer = encoder_of(folders, HEADERS)
     called = [CONVERSATION[0], {"role": "assistant", "tool_calls": [CALL]}, CONVERSATION[2], CONVERSATION[3]]
     whole = encoder.encode(called)
     assert [tokenizer.decode(end) for end in learnt_ends(encoder, [whole])] == ["<|eot|>", "<|eom|>"]
+    assert [tokenizer.decode(end) for end in encoder.ends] == ["<|eot|>", "<|eom|>"] and encoder.end == encoder.ends[0]
 
 
 def test_a_date_is_the_same_for_ever_and_in_the_export(folders: dict[str, Path]) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from diversity.config import UserError
+from tests.training.chat_templates import THINKING
 from tests.training.ranks import SFT, TwoRanks, alone, on_ranks, samples, train
+from training.chat import ChatFormat
 from training.config import SftConfig, learning_rate
+from training.export import copy_tokenizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,6 +127,12 @@ def test_adapters_learn_and_nothing_else(tiny_folder: Path) -> None:
     assert found["losses"] != train(tiny_folder, sft, seed=1)["losses"]
 
 
+def test_a_models_own_dropout_is_drawn_by_the_seed_and_resumed(gpt2_folder: Path, tmp_path: Path) -> None:
+    whole = train(gpt2_folder, SFT, checkpoints=tmp_path)
+    assert train(gpt2_folder, SFT)["losses"] == whole["losses"] != train(gpt2_folder, SFT, seed=1)["losses"]
+    assert train(gpt2_folder, SFT, checkpoints=tmp_path)["losses"] == pytest.approx(whole["losses"], abs=1e-6), "from step 4"
+
+
 def test_seeds_order_the_data(tiny_folder: Path) -> None:
     few = {**SFT, "budget": {"epochs": 0.5}}
     first, second = train(tiny_folder, few), train(tiny_folder, few, seed=1)
@@ -140,6 +150,15 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tiny_folder: Path, monk
         train(tiny_folder, {**SFT, "lr": 1e30, "clip": None})
     step = next(number for number in itertools.count() if f"step {number} " in str(stopped.value))
     assert step >= 1 and all(data[0].sample_ids[i] in str(stopped.value) for i in data[0].steps[step].samples[:20])
+
+
+def test_weights_that_are_no_numbers_are_not_exported(tiny_folder: Path) -> None:
+    """One step, whose loss is finite: what it does to the weights shows in no loss."""
+    from training.sft import NonFiniteLoss
+
+    one = {**SFT, "budget": {"response_tokens": 96}, "lr": 1e39, "clip": None, "warmup": 0}
+    with pytest.raises(NonFiniteLoss, match="the weights are not finite after step 0; lower sft.lr"):
+        train(tiny_folder, one)
 
 
 def test_what_cannot_be_trained_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -171,13 +190,35 @@ def test_overlong_samples_are_counted(tiny_folder: Path) -> None:
     assert max(len(sample) for sample in cut.encoded) == 40
 
 
+def test_turns_that_are_dropped_are_counted_and_told(tiny_folder: Path, tmp_path: Path) -> None:
+    """A template that drops the thinking of earlier turns makes two sequences of a sample, of which the second does not fit."""
+    from training.engine import shape_of
+    from training.progress import describe
+    from training.sft import Job, prepare_data
+    from training.zero import refuse_what_cannot_fit
+
+    copy_tokenizer(tiny_folder, tmp_path, ChatFormat(THINKING, ()))
+    thought = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    said = [{"role": "user", "content": "a"}, thought, {"role": "user", "content": "word " * 60}, thought]
+    table, sft = pa.table({"sample_id": ["0" * 32], "messages": [said]}), SftConfig(**{**SFT, "overlong": "drop"})
+    data = prepare_data(Job(tmp_path, table, sft, 0, "cpu"), 1)
+    assert data.counts == {"samples": 1, "truncated": 0, "dropped": 0, "turns_dropped": 1} and len(data.encoded) == 1
+    shape = shape_of(tiny_folder, sft)
+    needed = refuse_what_cannot_fit(shape, sft, "fp32", device_bytes=2**40, host_bytes=None)
+    assert "1 samples (0 cut, 0 dropped, 1 turns of others dropped)" in describe(data.counts, data.steps, shape, needed, 1)
+    assert "1 samples (0 cut, 0 dropped), " in describe({**data.counts, "turns_dropped": 0}, data.steps, shape, needed, 1)
+
+
 def test_the_command_line_tells_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from training.sft import main
 
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]) == 1
     assert main([str(tmp_path), "--out", str(tmp_path / "out"), "lr=-1"]) == 1
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--seed", "-1"]) == 1
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--seed", str(2**64)]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "lr: Input should be greater than 0" in errors[1]
+    assert len(errors) == 4 and "lr: Input should be greater than 0" in errors[1]
+    assert "--seed is at least 0 and below 2**63, not -1" in errors[2] and "below 2**63" in errors[3]
 
 
 def test_a_steps_time_ends_when_the_device_is_done(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

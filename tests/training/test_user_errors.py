@@ -65,6 +65,47 @@ def test_a_dataset_that_is_none(write: Callable[[Path], Any], said: str, tmp_pat
         read_samples(tmp_path / "data.parquet")
 
 
+TURNS = [QUESTION, {"role": "assistant", "content": "Hello."}]
+NULL_TURN = pa.array([[None, TURNS[1]]], pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"sample_id": [1], "messages": [TURNS]}, "sample_id '1' is not 32 hexadecimal digits: leave the column sample_id out"),
+        ({"sample_id": [["a"]], "messages": [TURNS]}, "the column sample_id holds list.*, not text: leave it out"),
+        ({"messages": [TURNS], "tools": ["look"]}, "the tools of a sample are no JSON text: 'look'"),
+        ({"messages": [TURNS], "tools": [""]}, "the tools of a sample are no JSON text: ''"),
+        ({"messages": [TURNS], "tools": [["look"]]}, "the column tools holds list.*, not text"),
+        ({"messages": [[{**turn, "content": [turn["content"]]} for turn in TURNS]]}, "content of its messages holds list.*, not text"),
+        ({"messages": [[{**turn, "tool_calls": "[look"} for turn in TURNS]]}, "a conversation can't be read: Expecting value"),
+        ({"messages": [[{**turn, "weight": "much"} for turn in TURNS]]}, "a conversation can't be read: could not convert string"),
+        ({"messages": NULL_TURN}, "1 turns are null"),
+    ],
+)
+def test_columns_of_ones_own(columns: dict[str, Any], said: str, tiny_folder: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    with pytest.raises(UserError, match=said) as told:
+        prepared(tiny_folder, read_samples(tmp_path / "mine.parquet"))
+    assert "\n" not in str(told.value)
+
+
+def test_samples_that_a_model_has_no_positions_for(gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPTJConfig, OPTConfig
+
+    from training import sft
+
+    alone()
+    monkeypatch.setattr(sft, "_one_step", lambda *given: pytest.fail("a step was taken"))
+    long = SftConfig(**{**SFT, "max_length": 256})
+    with pytest.raises(UserError, match=r"longest sample has \d+ tokens, .* positions for 64: set sft.max_length=64"):
+        sft.fine_tune(Job(gpt2_folder, samples(24, longest=60), long, 0, "cpu"))
+    small = {"vocab_size": 99, "max_position_embeddings": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    for number, config in enumerate((OPTConfig(**small, word_embed_proj_dim=16), GPTJConfig(**small, rotary_dim=4))):
+        config.save_pretrained(tmp_path / str(number))
+        assert shape_of(tmp_path / str(number), long).positions == 48
+
+
 def test_settings_of_the_command_line() -> None:
     values: dict[str, Any] = {}
     for setting in ("sft.lr=1e-4", "zero.stage=2", "budget={epochs: 1}"):

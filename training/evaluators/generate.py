@@ -25,6 +25,7 @@ from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder, conversations
 from training.evaluators import SampleTable, Score, Subject, group_numbers, mean_and_error
+from training.forward import most_tokens
 from training.ranks import any_rank
 from training.templates import Unrenderable
 
@@ -57,7 +58,8 @@ class GenerateConfig(Config):
     Attributes:
         splits: of the held-out samples, `prompts` for those without a reference; null takes all.
         max_samples: prompts of a split at most, the same ones for every run; null takes all.
-        max_prompt_tokens: longer prompts are left out.
+        max_prompt_tokens: longer prompts are left out, and those that leave an answer fewer positions than `max_new_tokens` where the
+            model has a table of positions.
         max_new_tokens: answers end here at the latest.
         temperature: 0 takes the likeliest token.
         top_p: with a temperature, the share of probability that is drawn from.
@@ -153,8 +155,9 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
     """Yield for each split the figures of the model's answers, then the answers.
 
     Raises:
-        ConfigError: `splits` names one that there is not.
+        ConfigError: `splits` names one that there is not, or the model has too few positions for an answer.
     """
+    config = _within_positions(subject.model, config)
     splits = {**subject.splits, **({PROMPTS: subject.prompts} if subject.prompts is not None else {})}
     judged = {JUDGING: subject.judging} if subject.judging is not None else {}
     if unknown := set(config.splits or ()) - set(splits):
@@ -187,6 +190,13 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
                 for prompt, answer in zip(asking, answers, strict=True)
             ]
             yield SampleTable("responses", pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA))
+
+
+def _within_positions(model: Any, config: GenerateConfig) -> GenerateConfig:
+    room = most_tokens(model, config.max_prompt_tokens + config.max_new_tokens) - config.max_new_tokens
+    if room < 1:
+        raise ConfigError(f"generate.max_new_tokens={config.max_new_tokens}: the model has positions for {room + config.max_new_tokens} tokens")
+    return config.model_copy(update={"max_prompt_tokens": room})
 
 
 def figures(split: str, groups: np.ndarray, answers: Sequence[Answer]) -> Iterator[Score]:

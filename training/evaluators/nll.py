@@ -16,7 +16,7 @@ from diversity.keys import order, priorities, sample_keys
 from training.chat import NO_LABEL, ChatEncoder, Encoded, conversations, cut_response, fit
 from training.evaluators import SampleFigures, Score, Subject, group_numbers, mean_and_error
 from training.evaluators.strata import METRICS, N_CODES, TokenStrata
-from training.forward import alone, logits_at
+from training.forward import alone, logits_at, most_tokens
 from training.packing import ONE_SAMPLE, Batch, assign, collate, learnt, model_inputs
 from training.templates import Unrenderable
 
@@ -39,7 +39,7 @@ class NllConfig(Config):
         max_samples: of a split at most, the same ones for every run; null takes all.
         max_response_tokens: the first so many of each response; null takes all.
         min_response_tokens: shorter responses, their end of turn included, are left out. Below 20, no score is primary.
-        max_length: tokens of a sample; what is longer is cut at its response's end.
+        max_length: tokens of a sample; what is longer is cut at its response's end, as is what the model has no positions for.
         row_tokens: tokens of a packed row; null takes 512 on a CPU and 8192 on a GPU. It changes no score.
         strata: whether the NLL follows by kind of token, too: by band of document frequency in the corpus, and by seen or unseen in
             the dataset that the run was trained on.
@@ -61,6 +61,7 @@ def evaluate(subject: Subject, config: NllConfig) -> Iterator[Score]:
     macro-averaged over the samples that have such tokens. `seen_share` is the share of a response's tokens that the dataset has.
     """
     strata = subject.trained_on.strata(subject.encoder) if subject.trained_on and config.strata else None
+    config = config.model_copy(update={"max_length": most_tokens(subject.model, config.max_length)})
     for split, samples in subject.splits.items():
         places, encoded = chosen(samples, split, subject.encoder, config)
         found = sample_nll(
