@@ -151,7 +151,7 @@ class ChatEncoder:
     def ends(self) -> tuple[int, ...]:
         """Return the ids of the tokens that end a turn: an answer in words first, then what else ends an earlier one, or a tool call."""
         asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-        called = [asked, {"role": "assistant", "content": "", "tool_calls": [probe_call()]}]
+        called: list[Message] = [asked, {"role": "assistant", "content": "", "tool_calls": [probe_call()]}]
         found = self.sequences([[asked, said, asked, said], called, called], [None, None, [PROBE_TOOL]])
         more = learnt_ends(self, (one for sequences in found if not isinstance(sequences, Unrenderable) for one in sequences))
         return tuple(dict.fromkeys([int(self.encode([asked, said]).input_ids[-1]), *more]))
@@ -224,8 +224,10 @@ def tools_of(stored: str | None) -> Any:
     Raises:
         UserError: the text is no JSON.
     """
+    if stored is None:
+        return None
     try:
-        return None if stored is None else json.loads(stored)
+        return json.loads(stored)
     except ValueError:
         raise UserError(f"the tools of a sample are no JSON text: {stored[:80]!r}") from None
 

@@ -191,7 +191,7 @@ class Rendering:
         return bool(GENERATION.search(self._chosen(tools)))
 
     def _marked(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
-        """Return a text and its assistant's spans by the template's own marks, from behind each prompt to the special token that ends it."""
+        """Return a text and its assistant's spans by the template's own marks, from behind each prompt to the token that ends it."""
         text, found = self._rendered(messages, tools, return_assistant_tokens_mask=True)
         begins = self._begins(text, messages, tools)
         spans = [

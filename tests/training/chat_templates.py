@@ -97,7 +97,8 @@ PASSING = (
 FORGETFUL = (
     "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' }}{% if m.tool_calls %}"
     "{% if loop.last %}{{ m.content }}{% endif %}{{ m.tool_calls[0].function.name + '<|eom|>' }}"
-    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"
+    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant<|message|>' }}{% endif %}"
 )
 
 # Nothing special ends an answer.

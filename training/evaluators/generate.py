@@ -195,7 +195,9 @@ def evaluate(subject: Subject, config: GenerateConfig) -> Iterator[Score | Sampl
 def _within_positions(model: Any, config: GenerateConfig) -> GenerateConfig:
     room = most_tokens(model, config.max_prompt_tokens + config.max_new_tokens) - config.max_new_tokens
     if room < 1:
-        raise ConfigError(f"generate.max_new_tokens={config.max_new_tokens}: the model has positions for {room + config.max_new_tokens} tokens")
+        raise ConfigError(
+            f"generate.max_new_tokens={config.max_new_tokens}: the model has positions for {room + config.max_new_tokens} tokens"
+        )
     return config.model_copy(update={"max_prompt_tokens": room})
 
 

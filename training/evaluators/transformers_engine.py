@@ -71,7 +71,11 @@ class TransformersEngine:
             ids[row, longest - len(prompt.ids) :], mask[row, longest - len(prompt.ids) :] = prompt.ids, 1
         drawing = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.temperature else {}
         settings = GenerationConfig(
-            max_new_tokens=config.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], use_cache=True, **(drawing or {"do_sample": False})
+            max_new_tokens=config.max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            use_cache=True,
+            **(drawing or {"do_sample": False}),
         )
         torch.manual_seed(int(digest([config.seed, name])[:15], 16))
         with torch.no_grad(), _without_its_own_settings(self.subject.model):
