@@ -18,6 +18,7 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.cell import typing_parts
+from diversity.typings import encoders
 from diversity.typings.embedders import embedder_class
 from diversity.typings.taggers import tagger_class
 from diversity.typings.tokens import FLOOR, WORD
@@ -89,6 +90,7 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
         if unit not in tokenizers:
             return _artifact(context, "profile", settings, ["regex"] if unit == WORD else ["tiktoken"], [corpus])
         folder = resolve_model(tokenizers[unit], cache_folder(), tokenizer_only=True)
+        settings["encoder"] = encoders.VERSION
         return _artifact(context, "profile", settings, ["tokenizers"], [corpus, tokenizer_digest(folder)])
     if granularity == "macro":
         settings["topics"] = {**profile.topics.model_dump(mode="json", exclude={"min_topics"}), "recipe": RECIPE}

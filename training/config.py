@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diversity.artifact import fingerprint
 from diversity.config import Config, ConfigError
+from diversity.typings import encoders
 from training.trackers import TrackersConfig
 
 Stage = Literal[0, 1, 2, 3]
@@ -250,7 +251,7 @@ def run_fingerprint(*, content: str, model: str, sft: SftConfig, training_seed: 
         training_seed: seed of the data order, and of anything else that is random in training.
         device: kind of device, `cpu` or `cuda`; with the precision it decides the last bits.
     """
-    identity = sft.identity(training_seed=training_seed, device=device)
+    identity = {**sft.identity(training_seed=training_seed, device=device), "encoder": encoders.VERSION}
     return fingerprint(stage="sft", version=VERSION, config=identity, parents=[content, model])
 
 

@@ -28,6 +28,7 @@ from diversity.typings.words import words_of
 
 log = logging.getLogger(__name__)
 
+VERSION = 2  # of the ids that a tokenizer.json gives to texts, raised whenever they change
 _NO_TEXT = "<|never allowed, so never found|>"
 _CUT = 20_000
 
@@ -52,15 +53,20 @@ class HuggingFaceEncoder:
         """Load it.
 
         Args:
-            spec: the parsed tokenizer.json. Special `added_tokens` are left out: they would match inside a text.
+            spec: the parsed tokenizer.json. Special `added_tokens` are left out: they would match inside a text. All others keep their ids.
         """
         from tokenizers import Tokenizer
 
-        plain = dict(spec, truncation=None, padding=None, post_processor=None, added_tokens=ordinary_added_tokens(spec))
+        ordinary = ordinary_added_tokens(spec)
+        plain = dict(spec, truncation=None, padding=None, post_processor=None, added_tokens=ordinary)
         self._tokenizer = Tokenizer.from_str(json.dumps(plain))
         names = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.size = max(names.values()) + 1
-        self._names = names
+        self._names, self._numbers = names, np.arange(max(names.values()) + 1, dtype=np.int32)
+        if ordinary and len(ordinary) < len(spec["added_tokens"]):  # numbered from the vocabulary's end on, so anew without the special ones
+            whole = Tokenizer.from_str(json.dumps(spec)).get_vocab(with_added_tokens=True)
+            self._names = {name: whole[name] for name in names}
+            self._numbers[list(names.values())] = list(self._names.values())
+        self.size = max(self._names.values()) + 1
         self._bytes = is_byte_level(spec)
         self._contents: list[bytes] = []
 
@@ -74,7 +80,8 @@ class HuggingFaceEncoder:
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the package raises bare ones
             raise ConfigError(f"the tokenizer can't encode the texts: {' '.join(str(error).split())}") from None
-        return flatten([np.asarray(one.ids, np.int32) for one in found])
+        ids, offsets = flatten([np.asarray(one.ids, np.int32) for one in found])
+        return self._numbers[ids], offsets
 
     def contents(self) -> list[bytes]:
         """Return the content of each id; an id that no token has gets empty bytes."""

@@ -9,6 +9,7 @@ from diversity.artifact import Artifact, fingerprint
 from diversity.corpus.inputs import Inputs
 from diversity.judging.config import AnswererConfig, JudgingConfig
 from diversity.judging.prompt_sets import read_prompt_sets
+from diversity.typings import encoders
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, needed, once
 from training.evaluators import EvaluatorConfig
@@ -69,7 +70,8 @@ def answerer_answers(context: Context, answerer: AnswererConfig) -> Artifact:
         config = {"endpoint": answerer.endpoint.parameters()}
     elif answerer.local is not None:
         folder = resolve_model(answerer.local, cache_folder())
-        config = {"local": model_digest(folder, cache_folder()), "generate": generate_options(context).identity}
+        identity = generate_options(context).identity
+        config = {"local": model_digest(folder, cache_folder()), "generate": identity, "encoder": encoders.VERSION}
     else:
         config = {"files": roots(answerer.files or []), "generator": answerer.generator}
     parents = [prompts_artifact(context).fingerprint]

@@ -16,6 +16,7 @@ import ray
 
 from diversity.artifact import Artifact, fingerprint, package_versions
 from diversity.config import ConfigError
+from diversity.typings import encoders
 from ray_jobs.job.device import gpus
 from ray_jobs.job.process import cache_folder
 from ray_jobs.job.runtime import Context, once
@@ -85,7 +86,7 @@ def _scores_of(context: Context, corpus: Artifact) -> Artifact:
     name = fingerprint(
         stage="sample-scores",
         version=VERSION,
-        config=_settings(config),
+        config={**_settings(config), "encoder": encoders.VERSION},
         packages=package_versions("torch", "transformers"),
         parents=[corpus.fingerprint, model_digest(folder, cache_folder())],
     )

@@ -104,7 +104,7 @@ def test_bytes_of_ids_spell_the_text(exact):
     assert label(b"\xe6\x97") == "\\xe6\\x97"
 
 
-def trained(folder, pre_tokenizer, added=(), normalizer=None, model="BPE"):
+def trained(folder, pre_tokenizer, added=(), normalizer=None, model="BPE", control=()):
     """Return a small tokenizer of a shape that a model on a hub has."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -121,6 +121,7 @@ def trained(folder, pre_tokenizer, added=(), normalizer=None, model="BPE"):
         if normalizer:
             tokenizer.normalizer = getattr(normalizers, normalizer)()
     tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens(list(control))
     tokenizer.add_tokens(list(added))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -143,17 +144,23 @@ def shapes():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
 def test_twins_of_the_known_shapes(tmp_path, name):
-    found = trained(tmp_path, shapes()[name], added=["<tool_call>"], normalizer="NFC")
+    from tokenizers import Tokenizer
+
+    control = ["<|endoftext|>", "<|im_end|>"]  # outside of the vocabulary, and before the ordinary ones, as in Qwen's
+    found = trained(tmp_path, shapes()[name], added=["<tool_call>", "<think>"], normalizer="NFC", control=control)
     fast, slow = ExactEncoder(found), HuggingFaceEncoder(found)
-    texts = [*HOSTILE[:-4], "x<tool_call>y <s>", "ſ's K'LL e\u0301", "def f(x):  \n\n\n return 12345"]
-    assert rows(fast, texts) == rows(slow, texts)
+    whole = Tokenizer.from_str(json.dumps(found))
+    whole.encode_special_tokens = True  # as the texts that they are
+    ordinary = [token["id"] for token in found["added_tokens"] if not token["special"]]
+    assert min(ordinary) == len(found["model"]["vocab"]) + len(control)
 
-    @settings(max_examples=60, deadline=None)
-    @given(st.lists(hostile_text, max_size=6))
-    def agree(more):
-        assert rows(fast, more) == rows(slow, more)
+    def agree(texts):
+        truth = [one.ids for one in whole.encode_batch(texts, add_special_tokens=False)]
+        assert rows(fast, texts) == truth and rows(slow, texts) == truth
 
-    agree()
+    agree([*HOSTILE[:-4], "x<tool_call>y <s><think>", "ſ's K'LL e\u0301", "def f(x):  \n\n\n return 12345", "<|im_end|>"])
+    settings(max_examples=60, deadline=None)(given(st.lists(hostile_text, max_size=6))(agree))()
+    assert [fast.contents()[number] for number in ordinary] == [b"<tool_call>", b"<think>"] and fast.size == max(ordinary) + 1
 
 
 def test_tokenizers_without_a_twin_are_read_by_hugging_face(tmp_path, tokenizer_folder, spec, caplog):
