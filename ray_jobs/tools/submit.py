@@ -2,7 +2,8 @@
 
 The configuration is read here, where its relative paths mean something, and travels with the code in a folder of its own. The log is
 followed until the work ends, and the exit code is the work's. `--up` starts the cluster of a cluster file first, `--down` ends it
-afterwards, whatever came of the work: what is sealed lies in the storage, and the same command goes on from there.
+once the work has ended, well or not: what is sealed lies in the storage, and the same command goes on from there. Where it isn't known
+whether the work has ended, the cluster stays.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import aiohttp
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -37,10 +42,16 @@ CONFIG = "experiment.yaml"
 TUNNEL_S = 120.0  # until a head that is up lets its dashboard be reached
 AGENT_S = 120.0  # until a head that has just started takes jobs
 LOST_S = 120.0  # without an answer, after which the head counts as lost
+AGAIN_S = 2.0  # between two tries of a tunnel
+BROKEN = (OSError, RuntimeError, aiohttp.ClientError)  # what the client raises, as it finds no or half an answer
 
 
 class HeadLost(UserError):
     """The dashboard answers no more: what became of the job can't be known."""
+
+
+class Refused(UserError):
+    """The head doesn't take the job."""
 
 
 def pack(values: dict[str, Any], folder: Path) -> None:
@@ -51,12 +62,13 @@ def pack(values: dict[str, Any], folder: Path) -> None:
 
 
 def send(client: JobSubmissionClient, experiment: Experiment, stage: str, folder: Path, name: str) -> str:
-    """Submit the job and return its id; a head that has just started refuses for a while.
+    """Submit the job and return its id; a head that has just started refuses for a while, and a connection that breaks is made again.
 
     Raises:
-        UserError: it is refused for another reason, or for too long.
+        Refused: for another reason, or for too long.
+        HeadLost: no answer came, so that the job may have been taken.
     """
-    deadline = time.monotonic() + AGENT_S
+    deadline, unanswered = time.monotonic() + AGENT_S, False
     about = {"experiment": experiment.experiment, "storage": experiment.storage, "stage": stage}
     while True:
         try:
@@ -66,9 +78,15 @@ def send(client: JobSubmissionClient, experiment: Experiment, stage: str, folder
                 submission_id=name,
                 metadata=about,
             )
+        except OSError as error:
+            unanswered = True
+            if time.monotonic() > deadline:
+                raise HeadLost(f"the head did not answer whether it takes {name}: {_short(error)}") from None
         except RuntimeError as error:
+            if unanswered and "already exists" in str(error):
+                return name
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise UserError(f"the job is refused: {_short(error)}") from None
+                raise Refused(f"the job is refused: {_short(error)}") from None
         time.sleep(2)
 
 
@@ -76,30 +94,36 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
     """Hand on the job's log until it ends, and return its exit code. A broken connection is made again, and the log goes on where it was.
 
     Raises:
-        HeadLost: the dashboard has not answered for `lost_s` seconds.
+        HeadLost: whatever was asked of the dashboard for `lost_s` seconds, it did not answer.
     """
-    written, answered = 0, time.monotonic()
+    written = 0
+    failing: float | None = None  # since when no answer comes, or of an ended job no whole log
 
-    async def tail() -> None:
-        nonlocal written, answered
+    async def tail() -> bool:
+        nonlocal written
         seen = 0
         async for chunk in client.tail_job_logs(job):
-            answered = time.monotonic()
             new = chunk[max(0, written - seen) :]
             seen += len(chunk)
             if new:
                 write(new)
                 written += len(new)
+        return True
 
     while True:
+        whole = False
+        with suppress(*BROKEN):
+            whole = asyncio.run(tail())
+        since = time.monotonic() if failing is None else failing
+        late = time.monotonic() - since > lost_s
         try:
-            asyncio.run(tail())
             info = client.get_job_info(job)
-            answered = time.monotonic()
-            if info.status.is_terminal():
+            failing = since if info.status.is_terminal() else None
+            if info.status.is_terminal() and (whole or late):
                 return exit_code(info.status, info.driver_exit_code)
-        except (ConnectionError, RuntimeError, OSError) as error:  # what the client raises, as it finds no or half an answer
-            if time.monotonic() - answered > lost_s:
+        except BROKEN as error:
+            failing = since
+            if late:
                 raise HeadLost(
                     f"the head has not answered for {lost_s:.0f} s ({_short(error)}); if it is gone, start one and submit the same again: "
                     "what is sealed is skipped"
@@ -142,17 +166,46 @@ def launcher(*arguments: str, cluster: Path) -> None:
 
 @contextmanager
 def tunnel(cluster: Path) -> Iterator[str]:
-    """Have the dashboard of a cluster's head on a free port of this machine, through SSH; yields its address."""
+    """Have the dashboard of a cluster's head on a free port of this machine, through SSH, made again when it ends; yields its address."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     command, environment = ray_command("dashboard", str(cluster), "--port", str(port), cluster=cluster)
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(command, environment, done), name="tunnel", daemon=True)
+    before = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}  # else SSH would outlive this process
+    keeper.start()
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        process.wait(10)
+        done.set()
+        keeper.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(command: Sequence[str], environment: dict[str, str], done: threading.Event) -> None:
+    """Run a command again and again, and tell what it said where it ended by itself; once `done` is set, end it and all that it started."""
+    told = ""
+    while not done.is_set():
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            )
+            while process.poll() is None and not done.wait(0.2):
+                pass
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # Ray's command leaves its SSH behind
+            process.wait()
+            said.seek(0)
+            lines = said.read().decode(errors="replace").split("\n")
+        if not done.is_set() and told != (told := " | ".join(line.strip() for line in lines if line.strip())[-600:]):
+            logger.warning("the way to the head ended, and is made again: %s", told or "it said nothing")
+        done.wait(AGAIN_S)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def connect(address: str, wait_s: float = 0) -> JobSubmissionClient:
@@ -177,24 +230,29 @@ def _first(error: BaseException) -> str:
 
 
 def run_there(given: argparse.Namespace, address: str, wait_s: float) -> int:
-    """Submit what the command line asks for to a head, and return the exit code of the work."""
+    """Submit what the command line asks for to a head, and return the exit code of the work; `given.at_work` is false once it has ended."""
     values = resolved_values(given.config, given.overrides, inside_job=False)
     experiment = load_experiment(given.config, given.overrides, inside_job=False)
     client = connect(address, wait_s)
     name = given.name or f"{experiment.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
         pack(values, Path(folder))
-        job = send(client, experiment, given.stage, Path(folder), name)
+        given.at_work = True
+        try:
+            job = send(client, experiment, given.stage, Path(folder), name)
+        except Refused:
+            given.at_work = False
+            raise
     logger.info("%s runs on %s; ray job stop %s ends it", job, address, job)
     if given.detach:
         return 0
     try:
-        return follow(client, job, lambda text: print(text, end="", flush=True))
+        code = follow(client, job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        stays = " and the cluster stays, and costs" if given.cluster else ""
-        print(f"\nsubmit: {job} goes on{stays}; ray job logs -f {job} follows it, ray job stop {job} ends it", file=sys.stderr)
-        given.down = False
+        print(f"\nsubmit: {job} goes on; ray job logs -f {job} follows it, ray job stop {job} ends it", file=sys.stderr)
         return INTERRUPTED
+    given.at_work = False
+    return code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -206,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--address", help="the dashboard's URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)")
     made.add_argument("--cluster", type=Path, metavar="FILE", help="a cluster file of `ray up`: its head is reached through SSH")
     made.add_argument("--up", action="store_true", help="start that cluster first; one that is up already is kept")
-    made.add_argument("--down", action="store_true", help="end that cluster when the work has ended, well or not")
+    made.add_argument("--down", action="store_true", help="end that cluster when the work is known to have ended, well or not")
     made.add_argument("--name", help="the job's id (default: experiment and time)")
     made.add_argument("--detach", action="store_true", help="return as soon as the job is taken")
     return made
@@ -224,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.cluster and not given.cluster.exists():
         raise UserError(f"there is no cluster file {given.cluster}")
     load_experiment(given.config, given.overrides, inside_job=False)  # before anything is paid for
+    given.at_work = False
     try:
         if given.up:
             launcher("up", "-y", str(given.cluster), cluster=given.cluster)
@@ -232,11 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = run_there(given, address, TUNNEL_S)
         else:
             code = run_there(given, given.address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265", 0)
-    except HeadLost:
-        given.down = False  # perhaps only the way there is broken, and the work goes on
-        raise
     finally:
-        if given.down:
+        if given.at_work and given.cluster:
+            print(f"submit: the work may go on, so the cluster stays, and costs; ray down {given.cluster} ends it", file=sys.stderr)
+        elif given.down:
             launcher("down", "-y", str(given.cluster), cluster=given.cluster)
     return code
 

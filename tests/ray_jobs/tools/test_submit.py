@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import yaml
+from aiohttp import web
 from ray.job_submission import JobStatus
 
 from ray_jobs.job.experiment import load_experiment, resolved_values
@@ -56,3 +67,136 @@ def test_what_a_job_takes_along_is_the_code_and_the_resolved_configuration(tmp_p
     assert not list(tmp_path.rglob("*.pyc")) and (tmp_path / "diversity/effects/data").is_dir()
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 10 * 2**20, "Ray takes at most 100 MiB"
     assert yaml.safe_load((tmp_path / submit.CONFIG).read_text("utf-8"))["grid"]["levels"] == 5
+
+
+class Dashboard:
+    """A head's dashboard, as far as `submit` asks it, on a thread of its own; `away` makes it break every connection."""
+
+    def __init__(self, state: str = "SUCCEEDED", driver: int = 0, refuses: bool = False) -> None:
+        self.away, self.gone_after_job, self.tails, self.taken = False, False, 0, 0
+        self.state, self.driver, self.refuses = state, driver, refuses
+        self.loop = asyncio.new_event_loop()
+        app = web.Application(middlewares=[self._break])
+        app.router.add_get("/api/version", self._version)
+        app.router.add_get("/api/packages/{scheme}/{name}", self._package)
+        app.router.add_post("/api/jobs/", self._take)
+        app.router.add_get("/api/jobs/{job}", self._tell)
+        app.router.add_get("/api/jobs/{job}/logs/tail", self._tail)
+        self.runner = web.AppRunner(app)
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self._run(self.runner.setup())
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        self._run(site.start())
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    def close(self) -> None:
+        self._run(self.runner.cleanup())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    @web.middleware
+    async def _break(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        if self.away and request.transport:
+            request.transport.close()
+        return await handler(request)
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": "4", "ray_version": ray.__version__, "ray_commit": ray.__commit__, "session_name": "s"})
+
+    async def _package(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        self.taken += 1
+        if self.refuses:
+            return web.Response(status=400, text="no such thing")
+        if self.taken == 1 and request.transport:
+            request.transport.close()  # the job is taken, and nobody hears of it
+        if self.taken > 1:
+            self.away = self.gone_after_job
+            return web.Response(status=500, text="Job with submission_id job already exists.")
+        return web.json_response({"job_id": "job", "submission_id": "job"})
+
+    async def _tell(self, request: web.Request) -> web.Response:
+        told = {"type": "SUBMISSION", "submission_id": "job", "status": self.state, "entrypoint": "x", "driver_exit_code": self.driver}
+        return web.json_response(told)
+
+    async def _tail(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.tails += 1
+        await socket.send_str("step 1\n")
+        if self.tails == 1:
+            await asyncio.sleep(1.2)  # a quiet job
+            assert request.transport
+            request.transport.close()
+        else:
+            await socket.send_str("step 2\n")
+            await socket.close()
+        return socket
+
+
+@pytest.fixture
+def dashboard(request: pytest.FixtureRequest) -> Iterator[Dashboard]:
+    made = Dashboard(**getattr(request, "param", {}))
+    yield made
+    made.close()
+
+
+def test_a_quiet_jobs_connection_may_break(dashboard: Dashboard) -> None:
+    written: list[str] = []
+    assert submit.follow(submit.connect(dashboard.url), "job", written.append, lost_s=1) == 0
+    assert "".join(written) == "step 1\nstep 2\n" and dashboard.tails == 2
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "gone", "code", "down"),
+    [({"state": "FAILED", "driver": 3}, False, 3, True), ({"refuses": True}, False, 1, True), ({}, True, 1, False)],
+    indirect=["dashboard"],
+    ids=["ended", "refused", "not known"],
+)
+def test_a_cluster_ends_only_where_the_work_has(
+    dashboard: Dashboard, gone: bool, code: int, down: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dashboard.gone_after_job = gone
+    launched: list[str] = []
+    monkeypatch.setattr(submit, "launcher", lambda *arguments, cluster: launched.append(arguments[0]))
+    monkeypatch.setattr(submit, "follow", partial(submit.follow, lost_s=1))
+    arguments = [str(CONFIG), "--name", "job", "--address", dashboard.url, "--cluster", "cluster.yaml", "--up", "--down"]
+    assert submit.main(arguments) == code
+    assert launched == ["up", "down"][: 1 + down]
+    assert ("the cluster stays, and costs; ray down cluster.yaml ends it" in capsys.readouterr().err) == (not down)
+
+
+LIKE_RAYS = """
+import pathlib, subprocess, sys
+with subprocess.Popen(["sleep", "60"]) as ssh, pathlib.Path(sys.argv[1]).open("a") as told:
+    print(ssh.pid, file=told, flush=True)
+sys.exit("ssh: the link is cut")
+"""
+
+
+def test_a_tunnel_is_made_again_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = tmp_path / "pids"
+    monkeypatch.setattr(submit, "AGAIN_S", 0.1)
+    monkeypatch.setattr(submit, "ray_command", lambda *_, cluster: ([sys.executable, "-c", LIKE_RAYS, str(told)], dict(os.environ)))
+
+    def started(number: int) -> int:
+        deadline = time.monotonic() + 20
+        while not told.exists() or len(told.read_text().splitlines()) < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return int(told.read_text().splitlines()[number - 1])
+
+    with submit.tunnel(Path("cluster.yaml")):
+        os.kill(started(1), signal.SIGKILL)
+        last = started(2)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{last}/stat").exists() and Path(f"/proc/{last}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "its SSH goes on"
+        time.sleep(0.05)
+    assert "ssh: the link is cut" in caplog.text
