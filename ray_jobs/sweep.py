@@ -192,7 +192,7 @@ def run(context: Context) -> None:
         judged.seal_prompts(context)
     every = runs(context)
     seal_plan(context, sum(one.task.scores is not None and one.task.scores.sealed for one in every))
-    _enter(context, every)
+    trials.enter(context.index, [one.task for one in every])
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
     left = [one for one in every if not one.finished]
     telemetry.add("seals_reused", len(every) - len(left), stage="sweep")
@@ -218,20 +218,13 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
     name = trials.list_name([f"{one.task.run} {one.task.scores and one.task.scores.fingerprint}" for one in every], demand, concurrent)
     name = f"{name}-{attempt}" if attempt else name
     try:
-        trials.tune_runs([one.describe() for one in left], tasks, demand, storage, name, concurrent)
+        trials.tune_runs([one.describe() for one in left], tasks, demand, context.index, name, concurrent)
         if still := [one for one in left if not one.finished]:
             # Tune remembers these as done, but their artifacts were removed since.
             trials.remove_folder(storage, f"tune/{name}")
-            trials.tune_runs([one.describe() for one in still], tasks, demand, storage, name, concurrent)
+            trials.tune_runs([one.describe() for one in still], tasks, demand, context.index, name, concurrent)
     finally:
-        _enter(context, every)
-
-
-def _enter(context: Context, every: Sequence[Run]) -> None:
-    """Enter what is sealed into the index."""
-    context.index.add_many("runs", {key: one.task.model for one in every if one.task.model.sealed for key in one.keys})
-    scored = [(one, one.task.scores) for one in every if one.task.scores is not None and one.task.scores.sealed]
-    context.index.add_many("scores", {key: scores for one, scores in scored for key in one.keys})
+        trials.enter(context.index, [one.task for one in every])
 
 
 def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:

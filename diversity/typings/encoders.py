@@ -62,9 +62,8 @@ class HuggingFaceEncoder:
         self._tokenizer = Tokenizer.from_str(json.dumps(plain))
         names = self._tokenizer.get_vocab(with_added_tokens=True)
         self._names, self._numbers = names, np.arange(max(names.values()) + 1, dtype=np.int32)
-        if ordinary and len(ordinary) < len(
-            spec["added_tokens"]
-        ):  # numbered from the vocabulary's end on, so anew without the special ones
+        # Tokens outside of the vocabulary are numbered in their order, so anew where special ones are left out.
+        if ordinary and len(ordinary) < len(spec["added_tokens"]):
             whole = Tokenizer.from_str(json.dumps(spec)).get_vocab(with_added_tokens=True)
             self._names = {name: whole[name] for name in names}
             self._numbers[list(names.values())] = list(self._names.values())

@@ -21,6 +21,7 @@ from diversity.artifact import Storage, digest
 from diversity.config import UserError
 from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import ResourcesConfig
+from ray_jobs.job.index import Index
 from ray_jobs.job.runtime import ResourcesNotAvailable, user_error
 from training.config import SftConfig
 from training.ranks import group_backend
@@ -170,13 +171,21 @@ def _shown(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
 
 
-def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, storage: Storage) -> None:
-    """Drive one run: the function that a trial calls. Its ranks are Ray Train's, and resume by the run's name."""
+def enter(index: Index, tasks: Sequence[Task]) -> None:
+    """Enter what is sealed of some runs into the index."""
+    index.add_many("runs", {key: one.model for one in tasks if one.model.sealed for key in one.cells})
+    scored = [(one, one.scores) for one in tasks if one.scores is not None and one.scores.sealed]
+    index.add_many("scores", {key: scores for one, scores in scored for key in one.cells})
+
+
+def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, index: Index) -> None:
+    """Drive one run, and enter it: the function that a trial calls. Its ranks are Ray Train's, and resume by the run's name."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    task = tasks[config["run"]["run"]]
+    task, storage = tasks[config["run"]["run"]], index.storage
     if task.finished:  # by a driver that was killed before Tune heard of it
+        enter(index, [task])
         tune.report({"run": task.run, "trial_s": 0.0})
         return
     trainer = TorchTrainer(
@@ -196,6 +205,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     with standing.training(trainer.train_run_context.run_id):  # type: ignore[attr-defined]
         result = trainer.fit()
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
+    enter(index, [task])
     if "error" in figures:
         raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
     for name in filter(None, (task.folder, task.begun)):
@@ -241,7 +251,7 @@ class Told(tune.Callback):
 
 
 def tune_runs(
-    described: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], demand: Demand, storage: Storage, name: str, concurrent: int
+    described: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], demand: Demand, index: Index, name: str, concurrent: int
 ) -> None:
     """Train and score runs as trials of Ray Tune, restoring what was begun under the same name.
 
@@ -249,16 +259,16 @@ def tune_runs(
         described: a row for each run, as the table of trials shows it; `run` is its fingerprint and `cell` names it.
         tasks: by fingerprint; a restored folder may ask for any run of the list, sealed ones too.
         demand: of one run.
-        storage: of the experiment.
+        index: of the experiment; each run is entered when it ends, since others may go on for days.
         name: of Tune's folder, the hash of the list of runs.
         concurrent: how many at once.
 
     Raises:
         SweepError: runs failed, after all others were done.
     """
-    place = _place(storage, "tune")
+    place = _place(index.storage, "tune")
     folder, filesystem = f"{place['storage_path']}/{name}", place.get("storage_filesystem")
-    trainable = tune.with_resources(tune.with_parameters(train_run, tasks=dict(tasks), demand=demand, storage=storage), demand.bundles[0])
+    trainable = tune.with_resources(tune.with_parameters(train_run, tasks=dict(tasks), demand=demand, index=index), demand.bundles[0])
     if tune.Tuner.can_restore(folder, storage_filesystem=filesystem):
         logger.info("going on in %s", folder)
         tuner = tune.Tuner.restore(

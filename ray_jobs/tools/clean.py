@@ -1,8 +1,9 @@
 """Artifacts that no experiment names any more, and what killed jobs left: `sft-diversity clean STORAGE [--yes]`.
 
 It lists folders `<storage>/<kind>/<fingerprint>` that no index.json of the storage names, directly or through the manifest of an artifact
-that is named; in those that are named, the folders of writers that never sealed, or that sealed second; and files that were never whole.
-With `--yes` it removes them: never what was written to within the last day, and nothing anywhere else.
+that is named, and that no job which was killed or failed was training; in those that are named, the folders of writers that never sealed,
+or that sealed second; and files that were never whole. With `--yes` it removes them: never what was written to within the last day, nothing
+anywhere else, and nothing at all while a job of the storage runs, which may be about to name it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from diversity.artifact import KINDS, Artifact, Storage
 from diversity.config import ConfigError
 from diversity.publishing import discard
 from ray_jobs.job.index import Index
+from ray_jobs.job.journal import Told, jobs
 from ray_jobs.job.runtime import absolute, tool
 from ray_jobs.tools.status import experiments
 
@@ -84,8 +86,9 @@ def remove(folder: Folder) -> None:
 
 
 def _named(storage: Storage) -> set[str]:
-    """Return every artifact path in an index, and in the manifests of those, and so on."""
+    """Return every artifact path in an index, the models that jobs say they work on, and what the manifests of those name, and so on."""
     waiting = [path for name in experiments(storage) for path in _paths(Index(storage, name).read())]
+    waiting += [f"models/{held}" for told in _told(storage) for held in told.facts.get("holds", ())]
     named: set[str] = set()
     while waiting:
         path = waiting.pop()
@@ -94,6 +97,10 @@ def _named(storage: Storage) -> set[str]:
             artifact = storage.at(path)
             waiting += _paths(artifact.manifest) if artifact.sealed else []
     return named
+
+
+def _told(storage: Storage) -> list[Told]:
+    return [told for name in experiments(storage) for told in jobs(storage, name)]
 
 
 def _paths(value: Any) -> Iterator[str]:
@@ -136,14 +143,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="remove them")
     given = parser.parse_args(argv)
     storage = Storage(absolute(given.storage))
-    if not experiments(storage):
-        raise ConfigError(f"{storage.uri} has no experiments/<name>/index.json: it is no storage, or nothing in it could be told apart")
+    if not _named(storage):
+        raise ConfigError(f"{storage.uri} has no index in experiments/<name>: it is no storage, or nothing in it could be told apart")
+    running = [told.facts["job"] for told in _told(storage) if told.state == "running"]
     freed = 0
     for folder in [*unnamed(storage), *abandoned(storage)]:
         age = time.time() - folder.written
-        verdict = "younger than a day, stays" if age < DAY_S else "removed" if given.yes else "would be removed"
+        stays = f"stays while {running[0]} runs" if running else "younger than a day, stays" if age < DAY_S else ""
+        verdict = stays or ("removed" if given.yes else "would be removed")
         print(f"{folder.path}  {folder.size / 1e6:,.1f} MB in {folder.files} files, {age / DAY_S:.1f} days old: {verdict}")
-        if age >= DAY_S:
+        if not stays:
             freed += folder.size
             if given.yes:
                 remove(folder)

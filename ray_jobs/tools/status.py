@@ -94,7 +94,7 @@ def _duration(seconds: float) -> str:
 def of_storage(storage: Storage) -> Iterator[str]:
     """Yield a table: for each experiment of a storage, how many artifacts of each kind its index names, and how many are sealed."""
     yield f"{'experiment':<24}" + "".join(f"{column:>12}" for column in (*COLUMNS, *STATES))
-    for name in _folders(storage):  # one whose first job failed has no index yet
+    for name in experiments(storage):
         entries = Index(storage, name).read()
         cells = []
         for column in COLUMNS:
@@ -108,11 +108,7 @@ def of_storage(storage: Storage) -> Iterator[str]:
 
 
 def experiments(storage: Storage) -> list[str]:
-    """Return the names of the experiments that have an index in a storage."""
-    return [name for name in _folders(storage) if storage.exists(f"experiments/{name}/index.json")]
-
-
-def _folders(storage: Storage) -> list[str]:
+    """Return the names of a storage's experiments; one whose first job runs or failed may have no index yet."""
     return [info.base_name for info in storage.list("experiments") if info.type == pafs.FileType.Directory]
 
 

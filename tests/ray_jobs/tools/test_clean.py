@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +69,29 @@ def test_what_killed_writers_left_in_a_named_artifact_goes_when_it_is_a_day_old(
     assert left == {".index.json.4567.part"}
     assert named.sealed and len(named.read()) == 3
     assert old.seal({"late": True}) == named and "late" not in named.manifest
+
+
+def beat(storage: Storage, seconds_ago: float, holds: str) -> None:
+    told = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
+    facts = {"job": "j", "host": "elsewhere", "pid": 1, "started": told, "beat": told, "stage": "sweep", "command": "c", "holds": [holds]}
+    storage.write_bytes("experiments/other/jobs/j/heartbeat.json", json.dumps(facts).encode())
+
+
+def test_nothing_goes_while_a_job_runs_and_what_a_killed_one_trained_stays(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    model, other = (seal(storage, "models", name, 9, dataset=f"datasets/{'d' * 32}") for name in "89")
+    beat(storage, 0, model.fingerprint)
+    assert main([storage.uri, "--yes"]) == 0
+    assert "stays while j runs" in capsys.readouterr().out and other.sealed and storage.artifact("corpus", "a" * 32).sealed
+    beat(storage, 3600, model.fingerprint)
+    assert main([storage.uri, "--yes"]) == 0
+    assert model.sealed and storage.artifact("datasets", "d" * 32).sealed and not other.sealed
+
+
+def test_an_entry_counts_before_the_view_is_made(storage: Storage) -> None:
+    corpus = storage.artifact("corpus", "a" * 32)
+    Index(storage, "killed").add("corpus", None, corpus)
+    Path(storage.uri, "experiments/killed/index.json").unlink()
+    assert main([storage.uri, "--yes"]) == 0 and corpus.sealed
 
 
 def test_clean_on_an_object_store_keeps_the_folder_that_the_manifest_names(storage: Storage) -> None:
