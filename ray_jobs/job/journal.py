@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -77,6 +78,7 @@ class Journal:
             "job": self.job,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            **_machine(),
             "started": _now(),
             "command": without_credentials(command),
         }
@@ -111,7 +113,7 @@ class Journal:
         Returns:
             What sets this job's folders apart, where another living job of the storage holds one of the names, else "". Both say first what
             they hold and look then, so that of two at least one sees the other. Before a job is taken for dead, a beat of it is waited for,
-            unless it is of this machine and its process is gone.
+            unless its process would be seen here, and is gone.
         """
         self._facts["holds"] = list(names)
         self._beat()
@@ -214,8 +216,25 @@ def _told(storage: Storage, folder: str) -> Told | None:
 
 
 def _gone(facts: Mapping[str, Any]) -> bool:
-    """Return whether this is the job's own machine, and its process isn't there."""
-    return facts["host"] == socket.gethostname() and os.path.isdir("/proc/self") and not os.path.isdir(f"/proc/{facts['pid']}")
+    """Return whether the job's process would be seen from here, and isn't there."""
+    here = _machine()
+    if not here or any(facts.get(name) != value for name, value in here.items()):
+        return False
+    try:
+        os.kill(facts["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
+
+
+def _machine() -> dict[str, str]:
+    """Return what processes that see each other have in common; {} off Linux. Containers may share a host's name: it doesn't tell."""
+    try:
+        return {"boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "processes": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {}
 
 
 def _delete(storage: Storage, path: str) -> None:

@@ -154,9 +154,13 @@ def test_versions_and_sizes_are_those_of_cluster_yaml(name: str) -> None:
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
     for group, kind in (("cpu-worker", "cpu_worker"), ("gpu-worker", "gpu_worker"), ("gpu-on-demand", "gpu_worker")):
         resources = groups[group]["template"]["spec"]["containers"][0]["resources"]
+        memory = {"cpu-worker": 64, "gpu-worker": 384, "gpu-on-demand": 384}[group]  # GiB of the machine
         planned = written["available_node_types"][kind]
         assert groups[group]["maxReplicas"] == planned["max_workers"] and groups[group]["minReplicas"] == 0
-        assert int(resources["requests"]["cpu"]) == planned["resources"]["CPU"]
+        assert int(groups[group]["rayStartParams"]["num-cpus"]) == planned["resources"]["CPU"]
+        cores, gib = int(resources["requests"]["cpu"]), int(resources["requests"]["memory"].removesuffix("Gi"))
+        shares = (cores / planned["resources"]["CPU"], gib / memory)
+        assert all(0.85 <= share <= 0.92 for share in shares), "a pod that asks for a whole machine fits on none"
         assert int(resources["requests"].get("nvidia.com/gpu", 0)) == planned["resources"]["GPU"]
     assert groups["gpu-worker"]["priority"] > groups["gpu-on-demand"]["priority"]
 

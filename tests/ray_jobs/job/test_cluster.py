@@ -7,6 +7,7 @@ import functools
 import http.server
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -175,6 +176,20 @@ def test_the_script_of_the_skypilot_task_is_one() -> None:
     assert all(
         key in task["envs"] | task["secrets"] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *(one.split("=")[0] for one in KEEPALIVE))
     )
+
+
+def test_the_skypilot_task_ends_its_own_ray_alone_and_with_the_works_code(tmp_path: Path) -> None:
+    """`ray` and `python` are stand-ins: the one stays in the foreground as `--block` has it, the other counts nodes and works."""
+    for name, script in (("ray", 'echo "$@" >> calls; echo $$ > pid; exec sleep 60'), ("python", '[ "$1" = -c ] && echo 1 || exit 3')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    task = yaml.safe_load((ROOT / "cluster" / "skypilot.yaml").read_text("utf-8"))
+    nodes = {"SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1"}
+    environment = {**os.environ, **nodes, "CONFIG": "c", "STORAGE": "s", "CORPUS": "d", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, timeout=30, check=False)
+    assert done.returncode == 3
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1, "it asks Ray for nothing but its start"
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
 class Market:

@@ -119,6 +119,21 @@ def test_a_job_without_a_sign_of_life_is_silent(config: Path, capsys: pytest.Cap
     assert "running: sweep on another-machine" in out and "last sign of life 60 min ago: it was killed, or its machine is gone" in out
 
 
+def test_only_a_process_that_would_be_seen_is_missed(config: Path) -> None:
+    """Containers of one machine may share its name, and see none of each other's processes."""
+    storage = Storage(str(config.parent / "runs"))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with journal.Journal(storage, "e", "sweep", "command", lambda error: None) as job:
+        place = f"experiments/e/jobs/{job.job}/heartbeat.json"
+        facts = json.loads(storage.read_bytes(place))
+        states = []
+        for changes in ({}, {"pid": ended.pid}, *({"pid": ended.pid, name: "another"} for name in ("boot", "processes"))):
+            storage.write_bytes(place, json.dumps({**facts, **changes}).encode())
+            states += [told.state for told in journal.jobs(storage, "e")]
+    assert states == ["running", "silent", "running", "running"]
+
+
 def test_two_jobs_at_the_same_runs_keep_their_folders_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "BEAT_S", 0.05)
     monkeypatch.setattr(journal, "SILENT_S", 1.0)
