@@ -76,15 +76,13 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
 
     Args:
         path: the file.
-        cache: a JSON file that remembers digests by path, size and mtime; None reads the file every time.
+        cache: a JSON file that remembers digests by path, size and mtime, empty where it can't be read; None reads the file every time.
     """
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    known: dict[str, str] = {}
-    if cache is not None and cache.exists():
-        known = json.loads(cache.read_text("utf-8"))
-        if key in known:
-            return known[key]
+    known = {} if cache is None else _remembered(cache)
+    if key in known:
+        return known[key]
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if cache is not None:
@@ -93,6 +91,15 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
         temporary.write_text(json.dumps({**known, key: found}), "utf-8")
         temporary.replace(cache)
     return found
+
+
+def _remembered(cache: Path) -> dict[str, str]:
+    """Return the digests in a cache; none where it is missing or damaged."""
+    try:
+        found = json.loads(cache.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Storage(Files):

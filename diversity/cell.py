@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -103,7 +103,7 @@ class GridConfig(Config):
     full_corpus: bool = False
     random_quota_from: str = "response-micro"
     length_window: tuple[int, int] | None = None
-    train: list[str] | None = None
+    train: Annotated[list[str], Field(min_length=1)] | None = None
 
     @field_validator("sizes")
     @classmethod
@@ -116,9 +116,10 @@ class GridConfig(Config):
     @classmethod
     def _exact(cls, levels: Any) -> Any:
         """Read 0.5, '1/3' or 1 as exact fractions: a float as its shortest decimal, as the person wrote it."""
-        if isinstance(levels, list):
-            return [Fraction(str(level)) for level in levels]
-        return levels
+        try:
+            return [Fraction(str(level)) for level in levels] if isinstance(levels, list) else levels
+        except ZeroDivisionError:
+            raise ValueError("a fraction has a denominator other than 0") from None
 
     @field_validator("levels")
     @classmethod

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from diversity.cell import SIDES, Cell, GridConfig, is_typing, typing_parts
-from diversity.config import ConfigError
+from diversity.config import ConfigError, parse
 from diversity.corpus.samples import Rejection, Sample, samples_table, to_sample
 from diversity.datasets.dataset import DATASET_SCHEMA
 from diversity.keys import sample_keys
@@ -103,12 +103,13 @@ class Profiled:
             selection: how the dial turns.
 
         Raises:
-            UserError: the size or level can't be had; the message says what can.
+            UserError: the size, level or seed can't be had; the message says what can.
         """
         if size < 1:
             raise ConfigError(f"size {size}: a dataset has 1 sample or more")
         selection = selection or SelectionConfig()
-        fraction = Fraction(str(level)) if self.types else None
+        levels = [level] if self.types else [1]
+        grid = parse(GridConfig, {"strategies": [self.strategy], "sizes": [size], "levels": levels, "subset_seeds": [seed]})
         keys = sample_keys(self.table.column("sample_id"))
         none = np.zeros(len(self.table), np.int32)
         inputs = Inputs(
@@ -117,9 +118,9 @@ class Profiled:
             source=none,
             source_names=["notebook"],
             typed={self.strategy: self._types(keys, selection)} if self.types else {},
-            grid=GridConfig(strategies=[self.strategy], sizes=[size], levels=[Fraction(1) if fraction is None else fraction]),
+            grid=grid,
         )
-        picks = select(inputs, Cell(self.strategy, size, fraction, seed), selection)
+        picks = select(inputs, Cell(self.strategy, size, grid.fractions[0] if self.types else None, seed), selection)
         reasons = pa.array(picks.chosen_for, pa.int32())
         return self.table.take(pa.array(picks.rows)).append_column(DATASET_SCHEMA.field("chosen_for"), reasons)
 

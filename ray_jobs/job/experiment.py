@@ -259,7 +259,11 @@ def resolve_paths(values: Mapping[str, Any], *, inside_job: bool) -> dict[str, A
         resolved["profile"] = profile = {**profile, "tokenizers": tokenizers}
     if isinstance(profile, dict) and isinstance(profile.get("embedder"), dict) and "model" in profile["embedder"]:
         model = _model("profile.embedder.model", profile["embedder"]["model"], inside_job)
-        resolved["profile"] = {**profile, "embedder": {**profile["embedder"], "model": model}}
+        resolved["profile"] = profile = {**profile, "embedder": {**profile["embedder"], "model": model}}
+    if isinstance(profile, dict) and isinstance(profile.get("tagger"), dict):
+        resolved["profile"] = {**profile, "tagger": _with_source("profile.tagger", profile["tagger"], "vllm", inside_job)}
+    if "regenerate" in resolved:
+        resolved["regenerate"] = _with_source("regenerate", resolved["regenerate"], "serve", inside_job)
     return resolved
 
 
@@ -272,7 +276,7 @@ def _judging(judging: dict[str, Any], inside_job: bool) -> dict[str, Any]:
     if isinstance(judging.get("answerers"), list):
         resolved["answerers"] = [_answerer(one, inside_job) for one in judging["answerers"]]
     if isinstance(judging.get("judges"), list):
-        resolved["judges"] = [_rubric(one, inside_job) for one in judging["judges"]]
+        resolved["judges"] = [_judge(one, inside_job) for one in judging["judges"]]
     return resolved
 
 
@@ -284,13 +288,26 @@ def _answerer(answerer: Any, inside_job: bool) -> Any:
         resolved["files"] = [_absolute(f"{field}.files", path, inside_job, in_list=True) for path in answerer["files"]]
     if "local" in answerer:
         resolved["local"] = _model(f"{field}.local", answerer["local"], inside_job)
+    if "endpoint" in answerer:
+        resolved["endpoint"] = _with_source(f"{field}.endpoint", answerer["endpoint"], "serve", inside_job)
     return resolved
 
 
-def _rubric(judge: Any, inside_job: bool) -> Any:
-    if isinstance(judge, dict) and isinstance(judge.get("rubric"), str) and judge["rubric"].endswith(".md"):
-        return {**judge, "rubric": _absolute(f"judging.judges.{judge.get('name')}.rubric", judge["rubric"], inside_job)}
-    return judge
+def _judge(judge: Any, inside_job: bool) -> Any:
+    if not isinstance(judge, dict):
+        return judge
+    field = f"judging.judges.{judge.get('name')}"
+    if isinstance(judge.get("rubric"), str) and judge["rubric"].endswith(".md"):
+        judge = {**judge, "rubric": _absolute(f"{field}.rubric", judge["rubric"], inside_job)}
+    return _with_source(field, judge, "serve", inside_job)
+
+
+def _with_source(field: str, section: Any, server: str, inside_job: bool) -> Any:
+    """Return a section with the source of the model that a job serves for it made absolute."""
+    serving = section.get(server) if isinstance(section, dict) else None
+    if not isinstance(serving, dict) or "source" not in serving:
+        return section
+    return {**section, server: {**serving, "source": _model(f"{field}.{server}.source", serving["source"], inside_job)}}
 
 
 def _model(field: str, model: Any, inside_job: bool) -> Any:

@@ -87,7 +87,9 @@ def record(experiment: Context | Path | str, *overrides: str) -> str:
     Raises:
         ArtifactError: nothing has been analysed yet.
     """
-    return f"{_context(experiment, overrides).index.get('results').uri}/results.parquet"
+    results = _context(experiment, overrides).index.get("results")
+    uri, mark, options = results.storage.uri.partition("?")
+    return f"{uri.rstrip('/')}/{results.locate('results.parquet')}{mark}{options}"
 
 
 def _context(experiment: Context | Path | str, overrides: tuple[str, ...]) -> Context:

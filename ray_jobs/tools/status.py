@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from diversity.artifact import Artifact, Storage
+from diversity.config import ConfigError
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.ingest import ingested_artifact
 from ray_jobs.job.experiment import load_experiment
@@ -124,8 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(Path(given.target), given.overrides, inside_job=inside_job())
         context = Context(experiment, Path(given.target), tuple(given.overrides))
         lines: Iterable[str] = [json.dumps(list(stages(context)))] if given.json else of_experiment(context)
+    elif given.overrides or given.json:
+        parser.error("key=value and --json are for a CONFIG.yaml; a storage takes neither")
+    elif not experiments(storage := Storage(absolute(given.target))):
+        raise ConfigError(f"{storage.uri} holds no experiments: give a CONFIG.yaml, or the folder or URI of a storage that has some")
     else:
-        lines = of_storage(Storage(absolute(given.target)))
+        lines = of_storage(storage)
     for line in lines:
         print(line)
     return 0

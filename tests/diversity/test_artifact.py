@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -181,3 +182,7 @@ def test_file_digests_follow_the_bytes_and_are_remembered_by_mtime(tmp_path: Pat
     assert file_digest(path, cache) == first, "same size and mtime: the cache answers"
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert file_digest(path, cache) == file_digest(path) != first
+    for damaged in (b"", b'{"half', b"\xff", b"[]"):
+        cache.write_bytes(damaged)
+        assert file_digest(path, cache) == file_digest(path)
+        assert list(json.loads(cache.read_text()).values()) == [file_digest(path)]

@@ -44,6 +44,8 @@ def test_a_strategy_without_a_dial_is_one_cell_per_size_and_seed() -> None:
     [
         ({"levels": 1}, "at least 2"),
         ({"levels": [1.5]}, "from 0 to 1"),
+        ({"levels": ["1/0"]}, "levels: a fraction has a denominator other than 0"),
+        ({"train": []}, "train: List should have at least 1 item"),
         ({"sizes": [0]}, "at least 1"),
         ({"controls": ["lenght-quota"]}, "did you mean 'length-quota'"),
         ({"length_window": [300, 200]}, "a length window"),

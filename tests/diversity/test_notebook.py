@@ -76,6 +76,14 @@ def test_what_cannot_be_had_is_said() -> None:
     assert BandConfig(scaled=True).limits(3000)[0] == 3
 
 
+@pytest.mark.parametrize(
+    ("level", "says"), [(2, "from 0 to 1"), ("abc", "Invalid literal for Fraction"), ("1/0", "denominator"), (float("nan"), "Fraction")]
+)
+def test_a_level_that_is_none_is_told_in_a_line(level: float | str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^levels: .*{says}"):
+        choose(ROWS[:100], 10, level=level)
+
+
 @pytest.mark.parametrize("n", [50, 300])
 def test_small_tables_have_every_level(n: int) -> None:
     for level in (0, 0.5, 1):

@@ -138,6 +138,13 @@ def test_a_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], co
         ("evaluation.heldout={in: null, out: {paths: [out.jsonl]}}", 'evaluation.heldout.out.paths="[$PWD/out.jsonl]"'),
         ("evaluation.heldout={prompts: {paths: [asked.jsonl]}}", 'evaluation.heldout.prompts.paths="[$PWD/asked.jsonl]"'),
         ("model=./model", "model=$PWD/model"),
+        ("profile.tagger={name: llm, model: m, vllm: {source: ./m}}", "profile.tagger.vllm.source=$PWD/m"),
+        ("regenerate={model: m, serve: {source: ./m}}", "regenerate.serve.source=$PWD/m"),
+        ("judging={judges: [{name: j, model: m, serve: {source: ./m}}]}", "judging.judges.j.serve.source=$PWD/m"),
+        (
+            "judging={answerers: [{name: a, endpoint: {model: m, serve: {source: ./m}}}]}",
+            "judging.answerers.a.endpoint.serve.source=$PWD/m",
+        ),
     ],
 )
 def test_a_relative_path_inside_a_job(

@@ -111,6 +111,16 @@ def test_a_folder_that_is_no_storage_is_refused(tmp_path: Path, capsys: pytest.C
     assert "no storage" in capsys.readouterr().err and (tmp_path / "datasets" / ("f" * 32)).is_dir()
 
 
+def test_status_refuses_what_it_would_drop(storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status([str(tmp_path / "nothing")]) == 1
+    told = capsys.readouterr()
+    assert not told.out and f"status: {tmp_path}/nothing holds no experiments" in told.err
+    for more in ("grid.sizes=[1]", "--json"):
+        with pytest.raises(SystemExit):
+            status([storage.uri, more])
+        assert "a storage takes neither" in capsys.readouterr().err
+
+
 def test_status_tells_what_is_sealed_and_what_goes_on(storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status([storage.uri]) == 0
     header, line = capsys.readouterr().out.splitlines()
