@@ -180,7 +180,8 @@ def test_the_script_of_the_skypilot_task_is_one() -> None:
 
 def test_the_skypilot_task_ends_its_own_ray_alone_and_with_the_works_code(tmp_path: Path) -> None:
     """`ray` and `python` are stand-ins: the one stays in the foreground as `--block` has it, the other counts nodes and works."""
-    for name, script in (("ray", 'echo "$@" >> calls; echo $$ > pid; exec sleep 60'), ("python", '[ "$1" = -c ] && echo 1 || exit 3')):
+    counts_then_works = '[ "$1" = -c ] || exit 3; until [ -s pid ]; do sleep 0.05; done; echo 1'
+    for name, script in (("ray", 'echo "$@" >> calls; echo $$ > pid; exec sleep 60'), ("python", counts_then_works)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     task = yaml.safe_load((ROOT / "cluster" / "skypilot.yaml").read_text("utf-8"))
