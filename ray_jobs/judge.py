@@ -17,7 +17,7 @@ from diversity.judging.planning import Cost
 from diversity.judging.rubrics import load_rubric
 from diversity.judging.verdicts import outcomes
 from diversity.llm.answers import Answers
-from diversity.llm.asking import Asker
+from diversity.llm.asking import Asker, known_answers
 from ray_jobs import answer, sweep
 from ray_jobs.job.runtime import Context, main
 from ray_jobs.tasks import judged
@@ -54,7 +54,7 @@ def plan(context: Context) -> Iterator[str]:
         for work in contest.work(judge, rubric):
             if not work.verdicts.sealed:
                 wanted = work.slots(rubric, contest.design)
-                cost.add(wanted, set(kept.find([slot.key for slot in wanted if slot.key is not None])))
+                cost.add(wanted, known_answers(kept, judge.endpoint, [slot.key for slot in wanted if slot.key is not None]))
         yield from cost.lines(judge.name, contest.config.budget)
 
 

@@ -19,10 +19,10 @@ from diversity.artifact import Artifact, digest, fingerprint
 from diversity.config import UserError
 from diversity.corpus.ingestion import ContentHash, counted
 from diversity.corpus.regeneration import RegenerateConfig, Regenerated, add, request, tables
-from diversity.corpus.samples import messages_of
+from diversity.corpus.samples import Message, messages_of
 from diversity.keys import order, priorities, sample_keys
 from diversity.llm.answers import Answers
-from diversity.llm.asking import Asker, request_key, served_models
+from diversity.llm.asking import Asker, known_answers, request_key, served_models
 from diversity.llm.reading import Answer
 from diversity.metrics import PAPER_METRICS, measure
 from diversity.typings.encoders import load_encoder
@@ -85,7 +85,7 @@ def plan(context: Context) -> Iterator[str]:
     kept, requests, known, chars = _kept(context), 0, 0, 0
     for rows in _rows(ingested):
         bodies = {request_key(body): body for body in (request(config, row) for row in rows)}
-        there = kept.find(bodies)
+        there = known_answers(kept, config.endpoint, bodies)
         requests, known = requests + len(bodies), known + len(there)
         chars += sum(len(str(body["messages"])) for key, body in bodies.items() if key not in there)
     left, tokens = requests - known, chars / CHARS_A_TOKEN
@@ -211,18 +211,23 @@ def _difficulty(context: Context, samples: pa.Table, before: pa.Table, places: n
     """Return the row of the mean instruction-following difficulty before and after, over samples that have both."""
     if not len(places):
         return []
-    after = [messages_of(row) for row in samples["messages"].take(pa.array(places)).to_pylist()]
-    old = before["old_response"].take(pa.array(places)).to_pylist()
-    was = [[*messages[:-1], {"role": "assistant", "content": text}] for messages, text in zip(after, old, strict=True)]
     context.connect()
     device = device_kind(context)
     task = ray.remote(num_cpus=1, num_gpus=int(device == "cuda"))(_difficulties)
-    values = ray.get([task.remote(context.experiment.model, conversations, device) for conversations in (was, after)])
+    both_times = was_and_is(samples.take(pa.array(places)), before.take(pa.array(places)))
+    values = ray.get([task.remote(context.experiment.model, conversations, device) for conversations in both_times])
     both = ~np.isnan(values[0]) & ~np.isnan(values[1])
     if not both.any():
         return []
     name = f"instruction-following difficulty, {int(both.sum())} samples"
     return [{"metric": name, "before": float(values[0][both].mean()), "after": float(values[1][both].mean())}]
+
+
+def was_and_is(samples: pa.Table, before: pa.Table) -> tuple[list[list[Message]], list[list[Message]]]:
+    """Return conversations as they were up to the turn that was answered anew, and as they are."""
+    now = [messages_of(row) for row in samples["messages"].to_pylist()]
+    old = before["old_turn"].to_pylist()
+    return [[*messages[:-1], {"role": "assistant", "content": text}] for messages, text in zip(now, old, strict=True)], now
 
 
 def _difficulties(model: str, conversations: Sequence[list[dict[str, Any]]], device: str) -> np.ndarray:

@@ -31,6 +31,7 @@ BEFORE_SCHEMA = pa.schema(
         pa.field("old_sample_id", pa.string()),
         pa.field("source", pa.string()),
         pa.field("old_response", pa.large_string()),
+        pa.field("old_turn", pa.large_string()),  # the one turn that the new response stands for; the same where there is one turn
         pa.field("response", pa.large_string()),
         pa.field("tokens", pa.int32()),  # of the new response, as the endpoint counts them; 0 where it doesn't
     ]
@@ -53,8 +54,8 @@ class RegenerateConfig(ModelConfig):
     ifd_samples: int = Field(default=128, ge=0)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the new responses: the model, its sampling and what is put before, not where and how fast it is asked."""
-        return {"parameters": self.parameters(), "system": self.system}
+        """Return what decides the new responses: model, sampling, what is put before and what is asked again, not where it is asked."""
+        return {"parameters": self.parameters(), "system": self.system, **self.endpoint.identity()}
 
 
 @dataclass
@@ -113,8 +114,6 @@ def add(found: Regenerated, row: Mapping[str, Any], answer: Answer, number: int)
     """
     kind = "cut" if answer.kind == "cut" else answer.kind if answer.text.strip() else "empty"
     text = answer.text
-    if kind == "ok" and not _encodable(text):
-        kind = "empty"
     if kind != "ok":
         found.reasons[kind] += 1
         reason = REASONS[kind] + (f": {text[:120]}" if kind == "refused" else "")
@@ -130,6 +129,7 @@ def add(found: Regenerated, row: Mapping[str, Any], answer: Answer, number: int)
             "old_sample_id": row["sample_id"],
             "source": row["source"],
             "old_response": row["response"],
+            "old_turn": texts([messages_of(row["messages"])[len(messages) - 1]])[1],
             "response": response,
             "tokens": answer.completion_tokens,
         }
@@ -158,7 +158,3 @@ def _as_text(calls: Any) -> Any:
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
         found.append({**call, "function": function} if "function" in call else function)
     return found
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= mark <= "\udfff" for mark in text)

@@ -133,9 +133,10 @@ def verdict_table(wanted: list[Slot], rubric: Rubric, answers: Mapping[str, Answ
 
 
 def judge_identity(judge: JudgeConfig, rubric: Rubric) -> dict[str, Any]:
-    """Return what decides a judge's verdicts beside the answers: model, rubric, orders and repeats, not where and how fast it is asked."""
+    """Return what decides a judge's verdicts beside the answers: model, rubric, orders, repeats, what is asked again; not where."""
     asked = judge.model_dump(mode="json", include={"orders", "both_on", "repeats", "repeated_on", "max_input_chars", "top_logprobs"})
-    return {"parameters": judge.parameters(), "rubric": rubric.digest, "version": rubric.version, **asked}
+    named = {"parameters": judge.parameters(), "rubric": rubric.digest, "version": rubric.version}
+    return {**named, **asked, **judge.endpoint.identity()}
 
 
 def _responses(answers: pa.Table) -> dict[str, str]:

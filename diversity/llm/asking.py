@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from diversity.artifact import Storage, digest
@@ -18,7 +18,12 @@ from diversity.llm.reading import Answer, EndpointError
 log = logging.getLogger(__name__)
 
 PACK_EVERY = 4096
-SECRETS = ("key", "apikey", "token", "secret", "password", "authorization")
+_AGAIN = "again"  # in a kept record: how often the same was answered before
+_AGAIN_MARK = "+"
+_KEY_NAME = re.compile(
+    r"(^|_)((api|access|secret|private)_?key|(access_?)?token|secret|password|passwd|authorization|bearer|credentials?)$|^(key|auth)$"
+)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 class Asker:
@@ -54,11 +59,10 @@ class Asker:
 
     def known(self, keys: Iterable[str]) -> dict[str, Answer]:
         """Return the answers that are kept, less those that are to be asked again."""
-        found = {key: Answer(**record) for key, record in self._answers.find(keys).items()}
-        return {key: answer for key, answer in found.items() if answer.kind not in self._config.ask_again}
+        return known_answers(self._answers, self._config, keys)
 
     def ask(self, requests: Mapping[str, dict[str, Any]], each: Callable[[str, Answer], None] | None = None) -> dict[str, Answer]:
-        """Return the answer to every request, asking those that aren't kept.
+        """Return the answer to every request, asking those that aren't kept, and once more those that `ask_again` names.
 
         Args:
             requests: bodies by their keys, as `request_key` gives them.
@@ -69,38 +73,68 @@ class Asker:
             BudgetSpent: the rest would cost more than is left.
         """
         found = self.known(requests)
-        missing = [key for key in requests if key not in found]
-        if not missing:
-            return found
-        if self._endpoint is None:
-            raise EndpointError(f"{len(missing)} answers are missing and there is no base_url to ask")
-        self._endpoint.answered = max(self._endpoint.answered, sum(answer.kind != "refused" for answer in found.values()))
+        while missing := [key for key in requests if key not in found]:
+            if self._endpoint is None:
+                raise EndpointError(f"{len(missing)} answers are missing and there is no base_url to ask")
+            self._endpoint.answered = max(self._endpoint.answered, sum(answer.kind != "refused" for answer in found.values()))
+            try:
+                self._ask(self._endpoint, missing, requests, each)
+            except BudgetSpent as error:
+                done = len(self.known(requests))
+                raise BudgetSpent(f"{done:,} of {len(requests):,} requests are answered, then {error}. Raise it to go on") from None
+            found |= self.known(missing)
+        return found
 
-        def keep(key: str, answer: Answer) -> None:
-            self._answers.keep(key, answer.record())
-            found[key] = answer
+    def _ask(
+        self,
+        endpoint: Endpoint,
+        keys: Sequence[str],
+        requests: Mapping[str, dict[str, Any]],
+        each: Callable[[str, Answer], None] | None,
+    ) -> None:
+        """Ask requests once each, and keep every answer with how often the same was asked before."""
+        before = {key: record.get(_AGAIN, 0) + 1 for key, record in self._answers.find(keys).items()}
+        booked = [_booking(key, before.get(key, 0)) for key in keys]
+
+        def keep(number: int, answer: Answer) -> None:
+            key = keys[number]
+            self._answers.keep(key, answer.record() | ({_AGAIN: before[key]} if key in before else {}))
             if each is not None:
                 each(key, answer)
 
+        bodies, slow, pack = [requests[key] for key in keys], not self._answers.quick, self._answers.pack
         try:
-            for start in range(0, len(missing), PACK_EVERY):
-                part = missing[start : start + PACK_EVERY]
-                self._endpoint.ask([requests[key] for key in part], partial(_numbered, keep, part), part, threads=not self._answers.quick)
-                self._answers.pack()
-        except BudgetSpent as error:
-            raise BudgetSpent(f"{len(found):,} of {len(requests):,} requests are answered, then {error}. Raise it to go on") from None
+            endpoint.ask(bodies, keep, booked, threads=slow, rest=pack, rest_every=PACK_EVERY)
         finally:
-            self._answers.pack()
+            pack()
+
+    def _usage(self, bookings: set[str]) -> dict[str, int]:
+        """Return the tokens of those answers that are kept, and say them, by their bookings: an earlier answer settles no later request."""
+        found = {}
+        for key, record in self._answers.find({booking.partition(_AGAIN_MARK)[0] for booking in bookings}).items():
+            found[_booking(key, record.get(_AGAIN, 0))] = record.get("prompt_tokens", 0) + record.get("completion_tokens", 0)
         return found
 
-    def _usage(self, keys: set[str]) -> dict[str, int]:
-        """Return the tokens of those of the answers that are kept and say them."""
-        records = self._answers.find(keys)
-        return {key: record.get("prompt_tokens", 0) + record.get("completion_tokens", 0) for key, record in records.items()}
+
+def known_answers(answers: Answers, config: EndpointConfig, keys: Iterable[str]) -> dict[str, Answer]:
+    """Return the answers that are kept, less those that are to be asked again: those that will not be paid.
+
+    Args:
+        answers: that are kept.
+        config: which are asked again, and how often.
+        keys: of requests.
+    """
+    found = {}
+    for key, record in answers.find(keys).items():
+        answer = Answer(**{name: value for name, value in record.items() if name != _AGAIN})
+        if record.get(_AGAIN, 0) >= sum(kind == answer.kind for kind in config.ask_again):
+            found[key] = answer
+    return found
 
 
-def _numbered(keep: Callable[[str, Answer], None], keys: Sequence[str], number: int, answer: Answer) -> None:
-    keep(keys[number], answer)
+def _booking(key: str, again: int) -> str:
+    """Return the name under which the budget books a request that was answered so often before."""
+    return f"{key}{_AGAIN_MARK}{again}" if again else key
 
 
 def request_key(body: dict[str, Any], repeat: int = 0) -> str:
@@ -118,16 +152,32 @@ def served_models(answers: Mapping[str, Answer]) -> dict[str, int]:
     return dict(Counter(answer.model or "not told" for answer in answers.values() if answer.kind != "refused"))
 
 
-def check_transport(field: str, base_url: str | None, extra: Mapping[str, Any]) -> None:
+def check_transport(field: str, base_url: str | None, **parts: Mapping[str, Any]) -> None:
     """Refuse what would put a key into a configuration, which is logged and sealed.
 
+    Args:
+        field: of the configuration, for messages.
+        base_url: of the endpoint.
+        parts: what is passed on as it is, to an endpoint or a server, by the names of their fields.
+
     Raises:
-        ConfigError: an address that is none, or one with a password in it; a further field of requests that looks like a key.
+        ConfigError: an address that is none, or one with a password in it; a name that looks like that of a key.
     """
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         raise ConfigError(f"{field}: base_url starts with http:// or https://, not {base_url!r}")
     if base_url is not None and ("@" in base_url or "?" in base_url):
         raise ConfigError(f"{field}: base_url is an address alone; keys come from the environment (endpoint.api_key_env)")
-    for name in extra:
-        if any(part in name.lower().split("_") for part in SECRETS):
-            raise ConfigError(f"{field}: extra.{name} looks like a key; keys come from the environment alone (endpoint.api_key_env)")
+    for part, values in parts.items():
+        if (name := _key_in(values)) is not None:
+            raise ConfigError(f"{field}: {part}.{name} looks like a key; keys come from the environment alone (endpoint.api_key_env)")
+
+
+def _key_in(values: Mapping[str, Any], inner: bool = False) -> str | None:
+    """Return the dotted name of what looks like a key; further in, where a schema may name a property so, only of a text."""
+    for name, value in values.items():
+        spelled = _HUMP.sub("_", str(name)).lower().replace("-", "_")
+        if _KEY_NAME.search(spelled) and (isinstance(value, str) or not inner):
+            return str(name)
+        if isinstance(value, Mapping) and (found := _key_in(value, inner=True)) is not None:
+            return f"{name}.{found}"
+    return None

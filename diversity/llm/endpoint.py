@@ -12,8 +12,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -31,10 +33,11 @@ _EARLY_FORMS = 8
 _TOKENS_A_MESSAGE = 32  # of a chat template, at most
 Post = Callable[[bytes], Awaitable[tuple[int, str | None, bytes]]]
 Keep = Callable[[int, Answer], None]
+HandOver = Callable[[Sequence["Held"]], Awaitable[None]]
 
 
 class EndpointConfig(Config):
-    """How an endpoint is asked. None of it changes an answer. Its key comes from the environment and nowhere else.
+    """How an endpoint is asked. Nothing but `ask_again` changes an answer. Its key comes from the environment and nowhere else.
 
     Attributes:
         concurrency: requests under way at once.
@@ -44,7 +47,8 @@ class EndpointConfig(Config):
         backoff_s: the wait before the second try; it doubles with each, up to a minute, unless the endpoint says how long to wait.
         api_key_env: the environment variable that holds the key; unset, no key is sent.
         max_refused: share of requests that the endpoint refuses above which the run ends, once 20 are refused.
-        ask_again: kinds of kept answers that are asked, and paid, once more: `refused`, `cut`, `empty`.
+        ask_again: kinds of answers that are asked, and paid, once more: `refused`, `cut`, `empty`; one named twice, twice more. What is
+            made of the answers has another name with it, so that what is sealed already is made anew.
     """
 
     concurrency: int = Field(default=32, ge=1)
@@ -55,6 +59,25 @@ class EndpointConfig(Config):
     api_key_env: str = "OPENAI_API_KEY"
     max_refused: float = Field(default=0.5, ge=0, le=1)
     ask_again: list[Literal["refused", "cut", "empty"]] = []
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of it decides answers."""
+        return {"ask_again": sorted(self.ask_again)} if self.ask_again else {}
+
+
+@dataclass(frozen=True)
+class Held:
+    """An answer that is handed over once it is clear that the endpoint does what it is asked.
+
+    Attributes:
+        number: of its request.
+        answer: a refusal, or one without the form that is asked for.
+        came: when, on the monotonic clock.
+    """
+
+    number: int
+    answer: Answer
+    came: float
 
 
 class Endpoint:
@@ -67,74 +90,108 @@ class Endpoint:
     """
 
     def __init__(self, base_url: str, config: EndpointConfig, budget: Budget | None = None) -> None:
-        """Remember the address; the key is read from the environment here."""
+        """Remember the address; the key is read from the environment here.
+
+        Raises:
+            EndpointError: the key is none that a header may hold.
+        """
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._config = config
         self._budget = budget or Budget(BudgetConfig())
-        self._secret = os.environ.get(config.api_key_env) or ""
+        self._secret = (os.environ.get(config.api_key_env) or "").strip()
+        if not (self._secret.isascii() and self._secret.isprintable()):
+            raise EndpointError(f"the key in {config.api_key_env} has characters that no header may hold")
         self._headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
         self._random = random.Random(0)  # of the jitter alone
         self._next_start = 0.0
-        self._held: list[tuple[int, Answer]] = []
+        self._held: list[Held] = []
         self._forms = [0, 0]  # answers that have the form that was asked for, and those that don't
         self.refused = self.answered = self.retries = 0
 
-    def ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str] | None = None, *, threads: bool = True) -> None:
+    def ask(
+        self,
+        bodies: Sequence[dict[str, Any]],
+        keep: Keep,
+        keys: Sequence[str] | None = None,
+        *,
+        threads: bool = True,
+        rest: Callable[[], None] = lambda: None,
+        rest_every: int = 4096,
+    ) -> None:
         """Ask every body and hand each answer over with its number as soon as it is there.
 
-        Refusals are handed over when it is clear that they are the prompts' and not all that the endpoint has to say.
+        A refusal is handed over when an answer to a later request shows that it is the prompt's and not all that the endpoint has to say;
+        an answer without the form that is asked for, when another one has it. What interrupts this cancels what is under way.
 
         Args:
             bodies: requests in the form of the chat completions API.
             keep: called with each answer.
             keys: of the bodies, for the budget's journal; else their digests.
             threads: whether `keep` is called in threads, for several answers at once, because it takes long.
+            rest: called after every `rest_every` bodies, when nothing is under way.
+            rest_every: bodies.
 
         Raises:
             EndpointError: a request failed at every try, or the endpoint can't be used at all. What was handed over stays so.
             BudgetSpent: the rest would cost more than is left.
         """
-        if bodies:
-            named = keys if keys is not None else [digest(body) for body in bodies]
-            with ThreadPoolExecutor(1) as thread:  # a loop of our own: a notebook's or an actor's may run in this thread
-                thread.submit(asyncio.run, self._ask(bodies, keep, named, threads)).result()
+        if not bodies:
+            return
+        named = keys if keys is not None else [digest(body) for body in bodies]
+        parts = [range(start, min(start + rest_every, len(bodies))) for start in range(0, len(bodies), rest_every)]
 
-    async def _ask(self, bodies: Sequence[dict[str, Any]], keep: Keep, keys: Sequence[str], threads: bool) -> None:
+        def keep_all(held: Sequence[Held]) -> None:
+            for one in held:
+                keep(one.number, one.answer)
+
+        async def hand_over(held: Sequence[Held]) -> None:
+            if threads:
+                await asyncio.to_thread(keep_all, held)
+            else:
+                keep_all(held)
+
+        async def every() -> None:
+            progress, self._held = Progress(len(bodies)), []
+            try:
+                for part in parts:
+                    await self._ask(part, bodies, named, hand_over, progress)
+                    await asyncio.to_thread(rest)
+            except BaseException:
+                self._held = [one for one in self._held if one.answer.kind != "refused"]  # the others are paid
+                raise
+            finally:
+                self._budget.close()
+                await hand_over(self._held)
+
+        _run(every())
+
+    async def _ask(
+        self, part: range, bodies: Sequence[dict[str, Any]], keys: Sequence[str], hand_over: HandOver, progress: Progress
+    ) -> None:
+        """Ask some of the bodies, as many at once as may be."""
         import aiohttp
 
-        waiting, progress = iter(enumerate(bodies)), Progress(len(bodies))
-
-        async def kept(number: int, answer: Answer) -> None:
-            if threads:
-                await asyncio.to_thread(keep, number, answer)
-            else:
-                keep(number, answer)
+        waiting = iter(part)
 
         async def work() -> None:
-            for number, body in waiting:
-                answer = await self._answer(_poster(session, self._url), body, keys[number])
+            for number in waiting:
+                began = time.monotonic()
+                answer = await self._answer(_poster(session, self._url), bodies[number], keys[number])
                 progress.add(answer)
-                if answer.kind == "refused" and not self._plausible():
-                    self._held.append((number, answer))
-                    continue
-                await kept(number, answer)
+                await hand_over(self._sifted(Held(number, answer, time.monotonic()), bodies[number], began))
                 progress.tell(self.retries, self._budget)
 
-        limit = min(self._config.concurrency, len(bodies))
+        limit = min(self._config.concurrency, len(part))
         timeout = aiohttp.ClientTimeout(total=self._config.timeout_s)
         connector = aiohttp.TCPConnector(limit=limit)
-        self._held = []
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=self._headers) as session:
             tasks = [asyncio.ensure_future(work()) for _ in range(limit)]
             try:
                 await asyncio.gather(*tasks)
-                for number, answer in self._held:
-                    await kept(number, answer)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                self._budget.close()
 
     async def _answer(self, post: Post, body: dict[str, Any], key: str) -> Answer:
         """Return the answer to one body, after as many tries as it takes."""
@@ -159,36 +216,48 @@ class Endpoint:
             else:
                 told = answer.prompt_tokens + answer.completion_tokens
                 self._budget.settle(booked, 0 if answer.kind == "refused" else told or None)
-                self._judge(body, answer)
                 return answer
         raise EndpointError(
             f"{self._url} failed {self._config.tries} times in a row, last with: {failure}. Every answer so far is kept: "
             "run the same command again to go on"
         )
 
-    def _judge(self, body: dict[str, Any], answer: Answer) -> None:
-        """Count an answer.
+    def _sifted(self, one: Held, body: dict[str, Any], began: float) -> list[Held]:
+        """Count an answer to a request that began then, and return what may be handed over: itself, and those held that it clears.
 
         Raises:
-            EndpointError: too many are refused, or none has the form that is asked for.
+            EndpointError: too many are refused, or none has the form that is asked for; what is held is forgotten.
         """
-        if answer.kind != "refused":
-            self.answered += 1
-            follows = follows_schema(body, answer)
-            if follows is not None:
-                self._forms[not follows] += 1
-                if not self._forms[0] and self._forms[1] >= _EARLY_FORMS:
-                    raise EndpointError(
-                        f"{self._url} ignores response_format: none of the first {self._forms[1]} answers of {body.get('model')!r} is JSON "
-                        f"as asked, the last: {answer.text[:200]!r}. Take a server that enforces it, or ask for no form (structured: none)"
-                    )
-            return
-        self.refused += 1
-        if self.refused >= _EARLY_REFUSALS and not self._plausible():
-            raise EndpointError(
-                f"{self._url} refused {self.refused} of {self.refused + self.answered} prompts, the last with {answer.text}. "
-                f"At most a share of {self._config.max_refused} may be refused (max_refused)"
-            )
+        if one.answer.kind == "refused":
+            self.refused += 1
+            self._held.append(one)
+            if self.refused >= _EARLY_REFUSALS and not self._plausible():
+                self._held = []
+                raise EndpointError(
+                    f"{self._url} refused {self.refused} of {self.refused + self.answered} prompts, the last with {one.answer.text}. "
+                    f"At most a share of {self._config.max_refused} may be refused (max_refused)"
+                )
+            return []
+        self.answered += 1
+        follows = follows_schema(body, one.answer)
+        if follows is not None:
+            self._forms[not follows] += 1
+        if follows is False and not self._forms[0]:
+            self._held.append(one)
+            if self._forms[1] >= _EARLY_FORMS:
+                self._held = []
+                raise EndpointError(
+                    f"{self._url} ignores response_format: none of the first {self._forms[1]} answers of {body.get('model')!r} is JSON "
+                    f"as asked, the last: {one.answer.text[:200]!r}. Take a server that enforces it, or ask for no form (structured: none)"
+                )
+            return []
+        cleared = [held for held in self._held if self._clears(held, began)]
+        self._held = [held for held in self._held if held not in cleared]
+        return [*cleared, one]
+
+    def _clears(self, held: Held, began: float) -> bool:
+        """Return whether an answer to a request that began then shows that one that is held is no fault of the endpoint."""
+        return held.came < began and self._plausible() if held.answer.kind == "refused" else self._forms[0] > 0
 
     def _plausible(self) -> bool:
         """Return whether the share of refusals is one that prompts can have."""
@@ -242,6 +311,30 @@ class Progress:
         requests, tokens = budget.left()
         limits = [f"{left:,.0f} {name}" for left, name in ((requests, "requests"), (tokens, "tokens")) if left != float("inf")]
         return told + (f"; left of the budget: {', '.join(limits)}" if limits else "")
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine in a loop and a thread of its own: a notebook's or an actor's loop may run in this one.
+
+    What interrupts the wait (Ctrl-C, SIGTERM as an exception, a cancelled task) cancels the coroutine, and goes on when that has ended.
+    """
+    loop = asyncio.new_event_loop()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(main)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(run).result()
+        except BaseException:
+            with suppress(RuntimeError):  # the loop is closed: the error is the coroutine's own
+                loop.call_soon_threadsafe(cancel)
+            raise
 
 
 def duration(seconds: float) -> str:

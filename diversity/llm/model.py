@@ -12,7 +12,7 @@ from diversity.llm.endpoint import EndpointConfig
 
 
 class ServeConfig(Config):
-    """A server that the job starts for the model and ends with itself. None of it changes what is asked.
+    """A server that the job starts for the model and ends with itself. None of it changes what is asked, and none is a key.
 
     Attributes:
         engine: `vllm serve` on GPUs, or `transformers serve`, which has neither log-probabilities nor schemas, on what there is.
@@ -56,7 +56,9 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _reached(self) -> ModelConfig:
-        check_transport(self.model, self.base_url, self.extra)
+        check_transport(self.model, self.base_url, extra=self.extra)
+        if self.serve is not None:
+            check_transport(self.model, None, **{"serve.arguments": self.serve.arguments})
         return self
 
     def parameters(self) -> dict[str, Any]:

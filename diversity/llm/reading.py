@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from diversity.config import UserError
 REFUSED = (400, 413, 422)
 AGAIN = (408, 409, 425, 429)
 REFUSAL = "refused"
+MOST_TOKENS = 2**31 - 1  # that tables can hold
+_LONE = re.compile("[\ud800-\udfff]")
 
 Tokens = list[list[Any]]  # the likeliest tokens at one place: [[text, log-probability], …]
 
@@ -38,7 +41,7 @@ class TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """What a model answered. Half of a surrogate pair, which JSON may spell and no table can hold, is U+FFFD in it.
 
     Attributes:
         text: the message's content; of a refusal, the reason.
@@ -55,6 +58,11 @@ class Answer:
     completion_tokens: int = 0
     logprobs: list[Tokens] | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text", "finish", "model"):
+            if _LONE.search(getattr(self, name) or ""):
+                object.__setattr__(self, name, _LONE.sub("\ufffd", getattr(self, name)))
 
     @property
     def kind(self) -> str:
@@ -85,22 +93,26 @@ def read_response(url: str, body: Mapping[str, Any], status: int, retry_after: s
         TryAgain: another try may help.
         EndpointError: none will.
     """
-    excerpt = f"HTTP {status}: {_excerpt(content, secret)}"
+
+    def excerpt() -> str:
+        text = content.decode(errors="replace")
+        return f"HTTP {status}: " + " ".join((text.replace(secret, "…") if secret else text).split())[:300]
+
     if status in AGAIN or status >= 500:
-        raise TryAgain(excerpt, seconds(retry_after), billed=status >= 500)
+        raise TryAgain(excerpt(), seconds(retry_after), billed=status >= 500)
     if status in REFUSED:
-        return Answer(excerpt, REFUSAL)
+        return Answer(excerpt(), REFUSAL)
     if status != 200:
-        raise EndpointError(f"{url} answered {excerpt}")
+        raise EndpointError(f"{url} answered {excerpt()}")
     try:
         whole = json.loads(content)
-        choice, usage = whole["choices"][0], whole.get("usage") or {}
+        choice = whole["choices"][0]
         text, finish = choice["message"].get("content") or "", choice.get("finish_reason") or "stop"
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = _usage(whole)
         logprobs = _logprobs(choice)
         served = whole.get("model")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise TryAgain(f"a body that is no chat completion: {excerpt}") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise TryAgain(f"a body that is no chat completion: {excerpt()}") from None
     if body.get("logprobs") and not logprobs:
         raise EndpointError(
             f"{url} ignores logprobs: {body.get('model')!r} answered without them. Take one that gives them, "
@@ -120,7 +132,7 @@ def follows_schema(body: Mapping[str, Any], answer: Answer) -> bool | None:
         return None
     try:
         value = json.loads(answer.text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     schema = (form.get("json_schema") or {}).get("schema") or {"type": "object"}
     return schema.get("type") != "object" or (isinstance(value, dict) and value.keys() >= set(schema.get("required", ())))
@@ -140,6 +152,21 @@ def seconds(retry_after: str | None) -> float | None:
         return None
 
 
+def _usage(whole: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens of the prompt and of the answer; (0, 0), which is not known, where one of the two isn't told.
+
+    Raises:
+        ValueError: what is told is no number of tokens.
+    """
+    told = whole.get("usage") or {}
+    if told.get("prompt_tokens") is None or told.get("completion_tokens") is None:
+        return 0, 0
+    prompt, completion = int(told["prompt_tokens"]), int(told["completion_tokens"])
+    if not (0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS):
+        raise ValueError(f"no numbers of tokens: {prompt}, {completion}")
+    return prompt, completion
+
+
 def _logprobs(choice: Mapping[str, Any]) -> list[Tokens] | None:
     """Return [text, log-probability] of the likeliest tokens at each place of an answer; the one that was drawn is among them."""
     content = (choice.get("logprobs") or {}).get("content")
@@ -147,11 +174,6 @@ def _logprobs(choice: Mapping[str, Any]) -> list[Tokens] | None:
         return None
     places = []
     for place in content:
-        found = {str(token["token"]): float(token["logprob"]) for token in [place, *(place.get("top_logprobs") or [])]}
+        found = {str(token["token"]): min(float(token["logprob"]), 0.0) for token in [place, *(place.get("top_logprobs") or [])]}
         places.append([[token, value] for token, value in found.items()])
     return places
-
-
-def _excerpt(content: bytes, secret: str) -> str:
-    text = " ".join(content[:300].decode(errors="replace").split())
-    return text.replace(secret, "…") if secret else text

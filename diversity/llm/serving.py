@@ -1,4 +1,7 @@
-"""A server of a model as a child process: `vllm serve`, or `transformers serve`; it ends with who started it."""
+"""A server of a model as a child process: `vllm serve`, or `transformers serve`; it ends with who started it, however that ends.
+
+Between the two stands `watched.py`, which holds the other end of a pipe.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,8 @@ class Server:
         self.url = f"http://{host}:{port}/v1"
         self._log = Path(tempfile.mkdtemp(prefix="sft-diversity-")) / "server.log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command(config, model, host, port), stdout=log, stderr=log, start_new_session=True)
+            words = [sys.executable, "-P", str(Path(__file__).with_name("watched.py")), *command(config, model, host, port)]
+            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         waits = time.monotonic() + config.wait_s
         while not _answers(f"http://{host}:{port}/health"):
             if self._process.poll() is not None or time.monotonic() > waits:
@@ -79,6 +83,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def _answers(url: str) -> bool:

@@ -101,6 +101,10 @@ def test_every_response_is_new_and_what_is_lost_is_counted(tmp_path: Path, serve
         assert sum(message["role"] == "assistant" for message in messages) == (2 if "again" in row["instruction"] else 1)
     before = made.read("before").to_pylist()
     assert {row["old_sample_id"] for row in before} < set(corpus["sample_id"].to_pylist())
+    was = {row["sample_id"]: messages_of(row["messages"]) for row in corpus.to_pylist()}
+    for row, conversation in zip(before, regenerate.was_and_is(made.read(), made.read("before"))[0], strict=True):
+        old = was[row["old_sample_id"]]
+        assert conversation == old[: len(conversation)], "of several turns, only the last assistant's is another one"
     assert [row["sample_id"] for row in before] == [row["sample_id"] for row in rows] and all(
         "old" in row["old_response"] for row in before
     )
@@ -131,6 +135,18 @@ def test_a_run_that_breaks_off_goes_on_and_pays_nothing_twice(tmp_path: Path, se
     assert sorted(asked.values()) == [1] * (N - 1) + [2], "only what got no answer is asked again"
     assert regenerate.source_corpus(context(tmp_path, server)).sealed
     assert not list((tmp_path / "runs/cache/answers").glob("*/loose/*"))
+
+
+def test_what_is_asked_again_makes_another_corpus(tmp_path: Path, server: Server, corpus: pa.Table) -> None:
+    first = context(tmp_path, server)
+    regenerate.run(first)
+    asked = len(server.bodies)
+    again = context(tmp_path, server, "regenerate.endpoint.ask_again=[refused, cut]")
+    assert "2 to pay" in " ".join(regenerate.plan(again)) and not regenerate.source_corpus(again).sealed
+    regenerate.run(again)
+    assert len(server.bodies) == asked + 2
+    regenerate.run(context(tmp_path, server, "regenerate.endpoint.ask_again=[refused, cut]"))
+    assert len(server.bodies) == asked + 2 and regenerate.source_corpus(again).manifest["samples"] == N - 3
 
 
 def test_too_many_lost_is_an_error(tmp_path: Path, server: Server, corpus: pa.Table) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from diversity.artifact import Storage
 from diversity.config import Config, UserError, lookup, near_matches
+from diversity.llm.asking import check_transport
 from diversity.llm.budget import BudgetConfig
 from diversity.llm.endpoint import EndpointConfig
 
@@ -125,8 +126,9 @@ class TaggerConfig(Config):
             raise ValueError("tagger llm needs model: the name that the endpoint knows it by")
         if (self.base_url is None) == (self.vllm is None):
             raise ValueError("tagger llm needs one of base_url (an OpenAI-compatible endpoint) and vllm ({} takes this cluster's GPUs)")
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"tagger llm: base_url starts with http:// or https://, not {self.base_url!r}")
+        check_transport("tagger llm", self.base_url, extra=self.llm.extra)
+        if self.vllm is not None:
+            check_transport("tagger llm", None, **{"vllm.engine": self.vllm.engine})
         return self
 
     def settings(self) -> dict[str, Any]:

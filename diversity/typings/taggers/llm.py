@@ -75,8 +75,9 @@ class LlmTagger:
 
     @staticmethod
     def identity(config: TaggerConfig) -> dict[str, Any]:
-        """Return what decides the answers: model, prompts and parameters, not where it is asked."""
-        return {"name": config.name, "model": config.model, "prompts": digest([SYSTEM, FORM, SCHEMA, MOST_TAGS]), **_parameters(config.llm)}
+        """Return what decides the answers: model, prompts, parameters and which are asked again, not where it is asked."""
+        named = {"name": config.name, "model": config.model, "prompts": digest([SYSTEM, FORM, SCHEMA, MOST_TAGS])}
+        return {**named, **_parameters(config.llm), **config.endpoint.identity()}
 
     def __call__(self, texts: Sequence[str]) -> list[list[str]]:
         """Return each text's tags in the model's order; none where the answer is of no use.

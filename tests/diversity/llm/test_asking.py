@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diversity.artifact import Storage
-from diversity.config import ConfigError, UserError
+from diversity.config import ConfigError, UserError, parse
+from diversity.llm import asking, endpoint
 from diversity.llm.answers import Answers
-from diversity.llm.asking import Asker, check_transport, kinds, request_key, served_models
+from diversity.llm.asking import Asker, check_transport, kinds, known_answers, request_key, served_models
 from diversity.llm.budget import Budget, BudgetConfig, BudgetSpent
 from diversity.llm.endpoint import EndpointConfig, most_tokens
-from diversity.llm.reading import Answer, EndpointError, follows_schema, read_response
+from diversity.llm.model import ModelConfig
+from diversity.llm.reading import Answer, EndpointError, TryAgain, follows_schema, read_response
+from diversity.typings.taggers import TaggerConfig
 from tests.endpoint import Server, completion
 from tests.fault_proxy import FAULTS, FaultProxy
 
@@ -41,6 +44,20 @@ def behind():
     yield start
     for one in opened:
         one.close()
+
+
+@pytest.fixture
+def serve():
+    """Return what starts a server with a plan of answers."""
+    opened = []
+
+    def start(plan):
+        opened.append(Server(plan))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.close()
 
 
 def bodies(n, **more):
@@ -127,6 +144,143 @@ def test_twenty_kills_pay_nothing_twice(behind, tmp_path):
     assert proxy.billed_tokens <= one.budget.tokens <= 10**6
     twice = sum(count - 1 for count in proxy.delivered.values())
     assert twice <= lost <= 20 * 3, "only what was on the wire when the process died is asked again"
+
+
+INTERRUPTED = """
+import signal, sys
+from tests.diversity.llm.test_asking import asker, bodies
+from diversity.artifact import Storage
+
+def ended(number, frame):
+    raise SystemExit(143)
+
+signal.signal(signal.SIGTERM, ended)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+asker(sys.argv[1], Storage(sys.argv[2]), concurrency=2).ask(bodies(60))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_asking_and_what_is_under_way_is_booked(serve, tmp_path, number):
+    def slowly(prompt, number):
+        time.sleep(0.05)
+        return 200, {}, completion("x")
+
+    server, storage = serve(slowly), Storage(str(tmp_path / "s"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    job = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.url, storage.uri], env=environment, stderr=subprocess.DEVNULL)
+    while len(server.bodies) < 5:
+        assert job.poll() is None
+        time.sleep(0.002)
+    job.send_signal(number)
+    assert job.wait(20) != 0
+    sent = len(server.bodies)
+    assert sent <= 5 + 2 * 2 and sent - 2 <= len(Answers(storage, "t")) <= sent
+    assert sent <= Budget(BudgetConfig(), storage, "t").requests <= sent + 2
+
+
+def test_what_is_asked_again_is_asked_once_more_whatever_restarts(serve, tmp_path):
+    cut = [True]
+    server = serve(lambda prompt, number: (200, {}, completion("x", "length" if cut[0] else "stop")))
+    asked, storage = bodies(5), Storage(str(tmp_path))
+
+    def left(*again):
+        known = known_answers(Answers(storage, "t"), EndpointConfig(ask_again=again), asked)
+        return len(asked) - len(known)
+
+    asker(server.url, storage).ask(asked)
+    assert len(server.bodies) == 5 and (left(), left("cut"), left("refused"), left("cut", "cut")) == (0, 5, 0, 5)
+    for _ in range(2):
+        one = asker(server.url, storage, ask_again=["cut"])
+        one.ask(asked)
+        one.ask(asked)
+        assert len(server.bodies) == 10 and (left("cut"), left("cut", "cut")) == (0, 5)
+    cut[0] = False
+    found = asker(server.url, storage, ask_again=["cut", "cut"]).ask(asked)
+    assert kinds(found) == {"ok": 5} and len(server.bodies) == 15 and left(*["cut"] * 9) == 0
+    assert Budget(BudgetConfig(), storage, "t").tokens == 15 * 12
+
+
+def test_one_call_asks_again_what_it_is_to(serve):
+    server = serve(lambda prompt, number: (200, {}, completion("x" if number == 3 else " ")))
+    assert kinds(asker(server.url, None, ask_again=["empty"]).ask(bodies(4))) == {"empty": 4} and set(server.tries.values()) == {2}
+    assert kinds(asker(server.url, None, ask_again=["empty", "empty"]).ask(bodies(4))) == {"ok": 4} and set(server.tries.values()) == {3}
+
+
+AGAIN = """
+import sys
+from tests.diversity.llm.test_asking import asker, bodies
+from diversity.artifact import Storage
+
+asker(sys.argv[1], Storage(sys.argv[2]), ask_again=["cut"], timeout_s=60).ask(bodies(1))
+"""
+
+
+def test_an_earlier_answer_does_not_settle_a_request_whose_process_died(serve, tmp_path):
+    def plan(prompt, number):
+        time.sleep(5 * (number == 2))
+        return 200, {}, completion("x", "length")
+
+    server, storage, asked = serve(plan), Storage(str(tmp_path / "s")), bodies(1)
+    asker(server.url, storage).ask(asked)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    job = subprocess.Popen([sys.executable, "-c", AGAIN, server.url, storage.uri], env=environment)
+    while len(server.bodies) < 2:
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.kill()
+    job.wait()
+    most = [most_tokens(body, len(json.dumps(body, ensure_ascii=False).encode())) for body in asked.values()]
+    one = asker(server.url, storage, ask_again=["cut"])
+    assert (one.budget.requests, one.budget.tokens) == (2, 12 + most[0])
+    one.ask(asked)
+    assert (one.budget.requests, one.budget.tokens) == (3, 24 + most[0])
+
+
+def test_refusals_are_kept_once_a_later_answer_shows_that_they_are_the_prompts(serve, tmp_path):
+    broken = [30]
+
+    def plan(prompt, number):
+        refused = sum(server.tries.values()) > broken[0] or int(prompt.split()[1]) % 10 == 3
+        return (400, {}, b"billing hard limit") if refused else (200, {}, completion("x"))
+
+    server, storage, asked = serve(plan), Storage(str(tmp_path)), bodies(100)
+    with pytest.raises(EndpointError, match="refused .* of .* prompts, the last with HTTP 400: billing hard limit"):
+        asker(server.url, storage, concurrency=1).ask(asked)
+    kept = Answers(storage, "t").find(asked)
+    assert len(kept) == 30 and sum(record["finish"] == "refused" for record in kept.values()) == 3
+    broken[0] = 10**6
+    found = asker(server.url, storage, concurrency=1).ask(asked)
+    assert kinds(found) == {"ok": 90, "refused": 10}
+
+
+def test_answers_without_the_form_are_kept_only_where_another_has_it(serve, tmp_path):
+    form = {"type": "json_schema", "json_schema": {"name": "v", "schema": {"type": "object", "required": ["verdict"]}}}
+    first = [30]
+    server = serve(lambda prompt, number: (200, {}, completion("plain" if sum(server.tries.values()) <= first[0] else '{"verdict": 1}')))
+    storage, asked = Storage(str(tmp_path)), bodies(20, response_format=form)
+    with pytest.raises(EndpointError, match="ignores response_format"):
+        asker(server.url, storage, concurrency=1).ask(asked)
+    assert len(server.bodies) == 8 and not len(Answers(storage, "t"))
+    first[0] = 8 + 4
+    with pytest.raises(BudgetSpent):
+        asker(server.url, storage, BudgetConfig(requests=8 + 3), concurrency=1).ask(asked)
+    assert len(Answers(storage, "t")) == 3, "what is paid is kept where it may be the prompts'"
+    assert [answer.text for answer in asker(server.url, storage, concurrency=1).ask(asked).values()].count("plain") == 4
+    assert len(server.bodies) == 8 + 20
+
+
+def test_progress_is_that_of_all_requests(serve, monkeypatch):
+    totals = []
+
+    class Noted(endpoint.Progress):
+        def __init__(self, total):
+            totals.append(total)
+            super().__init__(total)
+
+    monkeypatch.setattr(endpoint, "Progress", Noted)
+    monkeypatch.setattr(asking, "PACK_EVERY", 3)
+    assert len(asker(serve(lambda prompt, number: (200, {}, completion("x"))).url, None).ask(bodies(10))) == 10 and totals == [10]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["reserve", "settle", "lose", "unsent", "die"]), st.integers(1, 60)), max_size=30))
@@ -239,18 +393,97 @@ def test_no_message_repeats_a_key(behind, monkeypatch, tmp_path, caplog):
     assert "very-secret" not in f"{error.value}{caplog.text}" and b"very-secret" not in written
 
 
+KEY = "sk-" + "K" * 45
+
+
+@given(st.text(st.sampled_from("x \n"), max_size=330), st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_no_excerpt_holds_a_part_of_a_key(before, times):
+    body = before + " ".join([KEY] * times)
+    assert "KKK" not in read_response("u", {}, 400, None, body.encode(), secret=KEY).text
+
+
+def test_a_key_is_taken_without_the_line_break_of_its_file(serve, monkeypatch):
+    server = serve(lambda prompt, number: (200, {}, completion("x")))
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    asker(server.url, None).ask(bodies(1))
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(EndpointError, match="the key in OPENAI_API_KEY has characters") as error:
+        asker(server.url, None)
+    assert "KKK" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("url", "extra", "message"),
     [
         ("ftp://x", {}, "starts with http"),
         ("http://user:pass@host/v1", {}, "keys come from the environment"),
         ("http://host/v1?api-key=1", {}, "keys come from the environment"),
-        ("http://host/v1", {"api_key": "x"}, "extra.api_key looks like a key"),
+        ("http://host/v1", {"headers": {"Authorization": "x"}}, "extra.headers.Authorization looks like a key"),
+        *(
+            ("http://host/v1", {name: "x"}, f"extra.{name} looks like a key")
+            for name in (
+                "api_key",
+                "api-key",
+                "apiKey",
+                "APIKEY",
+                "access-token",
+                "hf_token",
+                "token",
+                "key",
+                "Authorization",
+                "clientSecret",
+            )
+        ),
     ],
 )
 def test_keys_have_no_place_in_a_configuration(url, extra, message):
     with pytest.raises(ConfigError, match=message):
-        check_transport("judge", url, extra)
+        check_transport("judge", url, extra=extra)
+
+
+def test_keys_have_no_place_in_a_servers_arguments_and_fields_that_are_none_have_theirs():
+    with pytest.raises(ConfigError, match=r"m: serve\.arguments\.api_key looks like a key"):
+        parse(ModelConfig, {"model": "m", "serve": {"arguments": {"api_key": "sk-x"}}})
+    with pytest.raises(ConfigError, match=r"vllm\.engine\.hf_token looks like a key"):
+        parse(TaggerConfig, {"name": "llm", "model": "m", "vllm": {"engine": {"hf_token": "x"}}})
+    schema = {"json_schema": {"schema": {"properties": {"token": {"type": "string"}}}}}
+    names = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "prompt_cache_key", "max_tokens", "skip_special_tokens")
+    check_transport("judge", None, extra={**dict.fromkeys(names, 1), "response_format": schema}, arguments={"ssl_keyfile": "x"})
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 3, "total_tokens": 1003}, {"completion_tokens": 3}])
+def test_usage_that_lacks_a_part_settles_nothing(serve, usage):
+    choice = {"message": {"content": "y"}, "finish_reason": "stop"}
+    one, asked = asker(serve(lambda prompt, number: (200, {}, {"choices": [choice], "usage": usage})).url, None), bodies(1)
+    one.ask(asked)
+    assert one.budget.tokens == sum(most_tokens(body, len(json.dumps(body, ensure_ascii=False).encode())) for body in asked.values())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        *(
+            b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": %s, "completion_tokens": 1}}' % number
+            for number in (b"Infinity", b"NaN", b"-1", b"1e30", b'"many"')
+        ),
+    ],
+)
+def test_what_is_no_chat_completion_is_tried_again(content):
+    with pytest.raises(TryAgain, match="a body that is no chat completion"):
+        read_response("u", {}, 200, None, content)
+
+
+def test_half_of_a_surrogate_pair_is_replaced_in_new_and_in_kept_answers(tmp_path):
+    content = json.dumps({"choices": [{"message": {"content": "cut \ud83d [[A>B]] \U0001f600"}}], "model": "m\udc00"}).encode()
+    found = read_response("u", {}, 200, None, content)
+    assert (found.text, found.model) == ("cut \ufffd [[A>B]] \U0001f600", "m\ufffd")
+    answers = Answers(Storage(str(tmp_path)), "t")
+    answers.keep("k", {"text": "old \ud83d", "finish": "stop"})
+    answers.pack()
+    assert known_answers(answers, EndpointConfig(), ["k"])["k"].text == "old \ufffd"
 
 
 @given(st.text(min_size=1, max_size=300))
