@@ -60,13 +60,13 @@ def preferences(values: Sequence[float | None]) -> np.ndarray:
 
 
 def win_rate(values: np.ndarray) -> dict[str, float]:
-    """Return AlpacaEval's plain figures, in percent: rows that are invalid are left out."""
+    """Return AlpacaEval's plain figures, in percent: rows that are invalid are left out, and NaN is what too few don't say."""
     valid = values[~np.isnan(values)]
     rounded = np.where(valid == 0.5, 0.5, np.round(valid))
     return {
-        "win_rate": float(100 * valid.mean()),
-        "standard_error": float(100 * valid.std(ddof=1) / np.sqrt(len(valid))),
-        "discrete_win_rate": float(100 * rounded.mean()),
+        "win_rate": float(100 * valid.mean()) if len(valid) else float("nan"),
+        "standard_error": float(100 * valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else float("nan"),
+        "discrete_win_rate": float(100 * rounded.mean()) if len(valid) else float("nan"),
         "n_wins": int((rounded == 1).sum()),
         "n_wins_base": int((rounded == 0).sum()),
         "n_draws": int((rounded == 0.5).sum()),
@@ -87,15 +87,16 @@ def length_controlled(
         variant: one of `VARIANTS`.
 
     Raises:
-        UserError: the variant needs difficulties and there are none for so many rows, or all differences of lengths are equal.
+        UserError: the variant needs difficulties and there are none for so many rows, too few rows are valid, or all differences of lengths
+            are equal.
     """
     difficult, pulled = VARIANTS[variant]
     if difficult and (gamed is None or len(values) > len(gamed.by_row)):
         known = 0 if gamed is None else len(gamed.by_row)
         raise UserError(f"{variant} needs the difficulty of every instruction: there are {known} for {len(values)} rows")
     longer = (baseline_lengths - lengths).astype(np.float64)
-    if len(longer) < FOLDS or longer.std(ddof=1) == 0:
-        raise UserError(f"{variant} needs {FOLDS} rows and differences of lengths that differ")
+    if np.count_nonzero(~np.isnan(values)) < FOLDS or longer.std(ddof=1) == 0:
+        raise UserError(f"{variant} needs {FOLDS} rows with a preference and differences of lengths that differ")
     columns = [np.tanh(longer / longer.std(ddof=1)), np.ones(len(values))]
     if difficult and gamed is not None:
         columns.insert(1, gamed.by_row[: len(values)])

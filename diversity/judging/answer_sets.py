@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from diversity.config import UserError
 from diversity.corpus.files import find_files
+from diversity.corpus.json_rows import is_unicode
 from diversity.corpus.readers import read_rows
-from diversity.corpus.samples import sample_id
+from diversity.corpus.samples import Rejection, sample_id, to_prompt
 from diversity.llm.reading import Answer
 
 ANSWERS_SCHEMA = pa.schema(
@@ -90,7 +91,7 @@ def import_answers(paths: Sequence[str], prompts: pa.Table, generator: str | Non
     """Return (answers, counts) of files that others wrote.
 
     Read are AlpacaEval's `model_outputs`, joined by the instruction, Arena-Hard's `model_answer` of both versions, joined by its id, and
-    rows with `prompt_id` or `prompt` and a response.
+    rows with `prompt_id` or `prompt` and a response. A row that says what it answers is joined by that alone, whatever its id.
 
     Args:
         paths: the files.
@@ -98,9 +99,13 @@ def import_answers(paths: Sequence[str], prompts: pa.Table, generator: str | Non
         generator: only rows of this generator or model.
 
     Raises:
-        AnswersError: no row answers a prompt, two rows answer one, or a file holds several generators and none is named.
+        AnswersError: no row answers a prompt, two rows answer one, an id is that of several prompts, a response is no Unicode, or a file
+            holds several generators and none is named.
     """
-    by_native = {row["native_id"]: row["prompt_id"] for row in prompts.select(["native_id", "prompt_id"]).to_pylist() if row["native_id"]}
+    by_native: dict[str, set[str]] = defaultdict(set)
+    for row in prompts.select(["native_id", "prompt_id"]).to_pylist():
+        if row["native_id"]:
+            by_native[row["native_id"]].add(row["prompt_id"])
     known = set(prompts["prompt_id"].to_pylist())
     found: dict[str, dict[str, Any]] = {}
     counted: Counter[str] = Counter()
@@ -111,12 +116,14 @@ def import_answers(paths: Sequence[str], prompts: pa.Table, generator: str | Non
             counted["of another generator"] += 1
             continue
         generators.add(named)
-        prompt_id, response = _prompt_of(row, by_native, known), response_of(row)
+        prompt_id, response = _prompt_of(shown, row, by_native, known), response_of(row)
         if prompt_id is None or response is None:
             counted["no prompt of these" if response is not None else "no response"] += 1
             continue
         if prompt_id in found and found[prompt_id]["response"] != response:
             raise AnswersError(f"{shown}: two answers to the prompt {prompt_id}; name the generator that counts")
+        if not is_unicode(response):
+            raise AnswersError(f"{shown}: the answer to the prompt {prompt_id} holds half of a surrogate pair")
         found[prompt_id] = answer_row(prompt_id, response)
     if len(generators) > 1:
         raise AnswersError(f"{', '.join(paths)}: answers of {', '.join(sorted(generators))}; name the one that counts (generator)")
@@ -137,16 +144,19 @@ def _rows(paths: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield file.shown, row
 
 
-def _prompt_of(row: Mapping[str, Any], by_native: Mapping[str, str], known: set[str]) -> str | None:
+def _prompt_of(shown: str, row: Mapping[str, Any], by_native: Mapping[str, set[str]], known: set[str]) -> str | None:
+    """Return which prompt a row answers: what it says itself, else by an id of its set."""
     if isinstance(row.get("prompt_id"), str):
         return row["prompt_id"] if row["prompt_id"] in known else None
-    for name in ("uid", "question_id", "id"):
-        if row.get(name) is not None and str(row[name]) in by_native:
-            return by_native[str(row[name])]
-    text = row.get("instruction") or row.get("prompt")
-    if isinstance(text, str):
-        prompt_id = sample_id([{"role": "user", "content": text}])
+    if said := row.get("instruction") or row.get("prompt"):
+        messages = to_prompt(said)
+        prompt_id = None if isinstance(messages, Rejection) else sample_id(messages)
         return prompt_id if prompt_id in known else None
+    for name in ("uid", "question_id", "id"):
+        if row.get(name) is not None and (found := by_native.get(str(row[name]))):
+            if len(found) > 1:
+                raise AnswersError(f"{shown}: {name} {row[name]!r} is that of {len(found)} prompts; give prompt_id or instruction")
+            return next(iter(found))
     return None
 
 
@@ -155,11 +165,15 @@ def response_of(row: Mapping[str, Any]) -> str | None:
     for name in RESPONSE_COLUMNS:
         if isinstance(row.get(name), str):
             return row[name]
-    if isinstance(row.get("messages"), list) and row["messages"]:
-        content = row["messages"][-1].get("content")
-        answer = content.get("answer") if isinstance(content, Mapping) else content
-        return answer if isinstance(answer, str) else None
-    if isinstance(row.get("choices"), list) and row["choices"]:
-        turns = row["choices"][0].get("turns") or []
-        return turns[0].get("content") if turns else None
-    return None
+    content = _first(row, "messages", -1).get("content")
+    if content is None:
+        content = _first(_first(row, "choices", 0), "turns", 0).get("content")
+    answer = content.get("answer") if isinstance(content, Mapping) else content
+    return answer if isinstance(answer, str) else None
+
+
+def _first(row: Mapping[str, Any], name: str, place: int) -> Mapping[str, Any]:
+    """Return the object at a place of a list in a row; an empty one where there is none."""
+    held = row.get(name)
+    one = held[place] if isinstance(held, list) and held else None
+    return one if isinstance(one, Mapping) else {}

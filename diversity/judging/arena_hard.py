@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from diversity.config import UserError
+from diversity.corpus.json_rows import is_unicode
 from diversity.judging.answer_sets import response_of
 from diversity.judging.rubrics import LABELS, STRENGTH
 from diversity.judging.style import more_markdown
@@ -33,10 +34,10 @@ def read_judgments(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """Return (verdicts, facts) of a file of judgments of one model.
 
     Facts are `model`, `baseline`, `annotators`, `lengths` (whether the answers were there) and `arena_hard`, its own score: strong verdicts
-    count three times, and a prompt without two verdicts is left out whole.
+    count three times, and a line without two verdicts is left out whole.
 
     Raises:
-        JudgmentsError: it holds none, or several models'.
+        JudgmentsError: it holds none, or several models', or the answers beside it can't be read.
     """
     rows = list(_lines(path))
     names = {side: sorted({str(row.get(side) or other) for row in rows}) for side, other in (("model", ""), ("baseline", FIRST_BASELINE))}
@@ -50,8 +51,10 @@ def read_judgments(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         known &= own is not None and other is not None
         apart = {"longer": len(own or "") - len(other or ""), **more_markdown(own or "", other or "")}
         for turn, game in enumerate(row["games"]):
-            head = {"set": SET, "prompt_id": _id(row), "group": group, "category": row.get("category"), "order": turn, "repeat": 0}
-            found.append(verdict_row({**head, **apart}, _verdict(game), Answer("", _said(game), model=str(row.get("judge") or "") or None)))
+            head = {"set": SET, "prompt_id": _id(row), "group": group, "category": _category(row), "order": turn, "repeat": 0}
+            found.append(
+                verdict_row({**head, **apart}, _verdict(game), Answer(_said(game), "stop", model=str(row.get("judge") or "") or None))
+            )
     facts = {"model": names["model"][0], "baseline": ", ".join(names["baseline"]), "lengths": known}
     judges = sorted({str(row.get("judge") or path.parent.name) for row in rows})
     table = pa.Table.from_pylist(found, schema=VERDICTS_SCHEMA)
@@ -59,15 +62,15 @@ def read_judgments(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def own_score(verdicts: pa.Table) -> float:
-    """Return Arena-Hard's score, in percent: the mean over verdicts with strong ones three times, of prompts that have both.
+    """Return Arena-Hard's score, in percent: the mean over verdicts with strong ones three times, of lines that have both.
 
-    NaN where none has.
+    A prompt that was judged twice counts twice, as in its own script. NaN where no line has both.
     """
-    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
-    for row in verdicts.select(["prompt_id", "label", "score"]).to_pylist():
-        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    by_line: dict[int, list[Mapping[str, Any]]] = {}
+    for row in verdicts.select(["group", "label", "score"]).to_pylist():
+        by_line.setdefault(row["group"], []).append(row)
     total = weights = 0.0
-    for rows in by_prompt.values():
+    for rows in by_line.values():
         if len(rows) == 2 and all(row["score"] is not None for row in rows):
             for row in rows:
                 weight = STRONG if abs(STRENGTH[row["label"]]) == 2 else 1.0
@@ -77,13 +80,20 @@ def own_score(verdicts: pa.Table) -> float:
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the lines of a file of judgments."""
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise JudgmentsError(f"{path} can't be read as JSON lines: {error}") from None
+    rows = _json_lines(path)
     if not rows or any(not _holds_games(row) for row in rows):
         raise JudgmentsError(f"{path} holds no judgments: lines with uid or question_id, and two games each")
+    for name in ("uid", "question_id", "category", "model", "baseline", "judge"):
+        if any(not is_unicode(str(row.get(name))) for row in rows):
+            raise JudgmentsError(f"{path}: a line's {name} holds half of a surrogate pair")
     yield from rows
+
+
+def _json_lines(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise JudgmentsError(f"{path} can't be read as JSON lines: {error}") from None
 
 
 def _holds_games(row: Any) -> bool:
@@ -92,6 +102,10 @@ def _holds_games(row: Any) -> bool:
 
 def _id(row: Mapping[str, Any]) -> str:
     return str(row.get("uid") or row.get("question_id") or "")
+
+
+def _category(row: Mapping[str, Any]) -> str | None:
+    return None if row.get("category") is None else str(row["category"])
 
 
 def _verdict(game: Any) -> Verdict:
@@ -113,5 +127,4 @@ def _answers(path: Path) -> dict[str, str]:
     """Return a model's answers by prompt; none where there is no such file."""
     if not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-    return {_id(row): text for row in rows if (text := response_of(row)) is not None}
+    return {_id(row): text for row in _json_lines(path) if isinstance(row, Mapping) and (text := response_of(row)) is not None}

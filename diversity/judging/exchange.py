@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from diversity.config import UserError
+from diversity.corpus.json_rows import is_unicode
 from diversity.judging import alpaca_eval
 from diversity.judging.style import more_markdown
 from diversity.judging.verdicts import SCORED, VERDICTS_SCHEMA
@@ -82,7 +83,7 @@ def read_annotations(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """Return (verdicts, facts) of AlpacaEval's `annotations.json`; the facts hold AlpacaEval's own figures.
 
     Raises:
-        ExchangeError: it holds no annotations, or several models'.
+        ExchangeError: it holds no annotations, or several models', or one of them is none.
     """
     rows = _annotations(path)
     names = {side: sorted({str(row.get(side)) for row in rows}) for side in ("generator_1", "generator_2", "annotator")}
@@ -119,12 +120,33 @@ def _annotations(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file of annotations."""
     try:
         rows = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExchangeError(f"{path} can't be read as JSON: {error}") from None
     wanted = ("instruction", "output_1", "output_2", "preference")
     if not isinstance(rows, list) or not rows or any(not isinstance(row, dict) or any(name not in row for name in wanted) for row in rows):
         raise ExchangeError(f"{path} holds no annotations: a list of objects with {', '.join(wanted)}")
+    for number, row in enumerate(rows):
+        if (wrong := _wrong(row)) is not None:
+            raise ExchangeError(f"{path}: row {number}: {wrong}")
     return rows
+
+
+def _wrong(row: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with an annotation, if anything is."""
+    if not isinstance(row["instruction"], str):
+        return "its instruction is no text"
+    for name in ("output_1", "output_2"):
+        if row[name] is not None and not isinstance(row[name], str):
+            return f"its {name} is no text"
+    for name in ("instruction", "output_1", "output_2", "dataset", "generator_1", "generator_2", "annotator"):
+        if isinstance(row.get(name), str) and not is_unicode(row[name]):
+            return f"its {name} holds half of a surrogate pair"
+    given = row["preference"]
+    if given is None or (
+        isinstance(given, (int, float)) and not isinstance(given, bool) and (given == 0 or 1 <= given <= 2 or given != given)
+    ):
+        return None
+    return f"its preference is {given!r:.40}, and not null, 0 (a tie) or from 1 (the baseline wins) to 2"
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], lines: bool) -> None:
@@ -135,7 +157,9 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], lines: bool) -> N
 
 
 def _ordered(prompts: pa.Table) -> list[dict[str, Any]]:
-    return prompts.select(["set", "prompt_id", "native_id", "category", "prompt"]).to_pylist()
+    """Return the prompts of each set in its own order: AlpacaEval's difficulties and folds go by row."""
+    rows = prompts.select(["set", "row", "prompt_id", "native_id", "category", "prompt"]).to_pylist()
+    return sorted(rows, key=lambda row: (row["set"], row["row"]))
 
 
 def _responses(answers: pa.Table) -> dict[str, str]:

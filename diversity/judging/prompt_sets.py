@@ -16,6 +16,7 @@ from pydantic import Field
 
 from diversity.config import Config, UserError
 from diversity.corpus.files import find_files
+from diversity.corpus.json_rows import is_unicode
 from diversity.corpus.readers import read_rows
 from diversity.corpus.samples import MESSAGE_TYPE, Rejection, sample_id, stored, texts, to_prompt
 from diversity.corpus.text_match import normalise
@@ -23,6 +24,7 @@ from diversity.corpus.text_match import normalise
 PROMPTS_SCHEMA = pa.schema(
     [
         pa.field("set", pa.string()),
+        pa.field("row", pa.int32()),  # in the set's own order
         pa.field("prompt_id", pa.string()),
         pa.field("native_id", pa.string()),  # as the set's own files have it
         pa.field("category", pa.string()),
@@ -38,6 +40,7 @@ REFERENCE_COLUMNS = ("reference", "output")
 ID_COLUMNS = ("uid", "question_id", "id")
 CATEGORY_COLUMNS = ("category", "subset", "cluster", "dataset")
 MODEL_COLUMNS = ("reference_model", "generator")
+TEXT_COLUMNS = {"native_id": ID_COLUMNS, "category": CATEGORY_COLUMNS, "reference": REFERENCE_COLUMNS, "reference_model": MODEL_COLUMNS}
 READ_COLUMNS = [*PROMPT_COLUMNS, *REFERENCE_COLUMNS, *ID_COLUMNS, *CATEGORY_COLUMNS, *MODEL_COLUMNS]
 
 
@@ -66,7 +69,7 @@ def read_prompt_sets(sets: Mapping[str, PromptSetConfig]) -> tuple[pa.Table, dic
 
     Raises:
         ReadError: a file can't be found or read.
-        NoPrompts: a set has no prompt.
+        NoPrompts: a set has no prompt, or a row what can't be one.
     """
     rows: list[dict[str, Any]] = []
     counts = {}
@@ -77,7 +80,7 @@ def read_prompt_sets(sets: Mapping[str, PromptSetConfig]) -> tuple[pa.Table, dic
             if row["prompt_id"] in found:
                 counted["duplicates"] += 1
             elif config.limit is None or len(found) < config.limit:
-                found[row["prompt_id"]] = row
+                found[row["prompt_id"]] = {**row, "row": len(found)}
         if not found:
             raise NoPrompts(f"judging.prompts.{name}: none of {counted['rows']} rows holds a prompt")
         rows += found.values()
@@ -113,16 +116,11 @@ def _read(name: str, config: PromptSetConfig, counted: Counter[str]) -> Iterator
             messages = to_prompt(value)
             if isinstance(messages, Rejection):
                 raise NoPrompts(f"judging.prompts.{name}: {file.shown}: row {number} holds no prompt: {messages.reason}")
-            yield {
-                "set": name,
-                "prompt_id": sample_id(messages),
-                "native_id": _text(row, ID_COLUMNS),
-                "category": _text(row, CATEGORY_COLUMNS),
-                "prompt": texts(messages)[0],
-                "messages": stored(messages),
-                "reference": _text(row, REFERENCE_COLUMNS) or None,
-                "reference_model": _text(row, MODEL_COLUMNS),
-            }
+            said = {column: _text(row, names) for column, names in TEXT_COLUMNS.items()}
+            if wrong := [column for column, text in said.items() if text is not None and not is_unicode(text)]:
+                raise NoPrompts(f"judging.prompts.{name}: {file.shown}: row {number}: its {wrong[0]} holds half of a surrogate pair")
+            said["reference"] = said["reference"] or None
+            yield {"set": name, "prompt_id": sample_id(messages), "prompt": texts(messages)[0], "messages": stored(messages), **said}
 
 
 def _prompt(row: Mapping[str, Any], column: str | None, counted: Counter[str]) -> Any:

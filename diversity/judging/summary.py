@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from diversity.effects.clustered import Estimate
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 from diversity.judging import agreement, style
-from diversity.judging.controls import NEUTRAL, SPOILT
+from diversity.judging.controls import CONTROLS, SPOILT
 from diversity.judging.rubrics import STRENGTH
 from diversity.judging.verdicts import SCORED, outcomes
 from diversity.judging.win_rates import (
@@ -37,6 +37,7 @@ METRICS = {
 }
 EVERY_SET = "all"
 JURY = "mean of judges"
+MOST_LOST = 0.05  # share of verdicts
 
 
 def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores:
@@ -59,8 +60,8 @@ def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores
         ids,
         np.array([by_prompt[one][0]["group"] for one in ids], np.int32),
         np.array([_mean(by_prompt[one], "score") for one in ids], np.float64),
-        np.array([sum(w * row["score"] for w, row in zip(ws, by_prompt[one], strict=True)) for one, ws in zip(ids, weighted, strict=True)]),
-        np.array([sum(ws) for ws in weighted], np.float64),
+        np.array([_weighted_mean(by_prompt[one], ws) for one, ws in zip(ids, weighted, strict=True)], np.float64),
+        np.array([sum(ws) / len(ws) for ws in weighted], np.float64),
         np.array([_mean(by_prompt[one], "longer") for one in ids], np.float64),
         np.array([_mean(by_prompt[one], name) for one in ids for name in style.COLUMNS], np.float64).reshape(-1, len(style.COLUMNS)),
     )
@@ -68,6 +69,10 @@ def prompt_scores(verdicts: pa.Table, chosen: str | None = None) -> PromptScores
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
+
+
+def _weighted_mean(rows: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> float:
+    return sum(weight * row["score"] for weight, row in zip(weights, rows, strict=True)) / len(rows)
 
 
 def _weight(row: Mapping[str, Any]) -> float:
@@ -147,6 +152,8 @@ class JudgeReport:
         controls: each control's win rate against the clean answers that it is made from.
         accuracy: share of clean answers that win against spoilt ones, ties counting one half; NaN without calibration.
         least: what it must be.
+        passed: whether the judge may be relied on: calibrated on every control, above the threshold, and not taken in by a null answer or a
+            tail.
         warnings: what a reader must know before the judge's figures.
     """
 
@@ -159,16 +166,8 @@ class JudgeReport:
     controls: dict[str, Estimate]
     accuracy: float
     least: float
+    passed: bool = False
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Return whether the judge may be relied on: calibrated, above the threshold, and not taken in by a null answer or a tail."""
-        return self.accuracy >= self.least and not any(name in warning for warning in self.warnings for name in NEUTRAL)
-
-    def record(self) -> dict[str, Any]:
-        """Return the report as JSON holds it."""
-        return {**asdict(self), "passed": self.passed}
 
 
 def judge_report(judge: str, verdicts: pa.Table, calibration: Mapping[str, pa.Table], least: float) -> JudgeReport:
@@ -197,29 +196,41 @@ def judge_report(judge: str, verdicts: pa.Table, calibration: Mapping[str, pa.Ta
         accuracy,
         least,
     )
-    report.warnings.extend(_warnings(report))
-    return report
+    failed = _failed(report, outcomes(pa.concat_tables(calibration.values())) if calibration else {})
+    return replace(report, passed=not failed, warnings=[*failed, *_warnings(report)])
+
+
+def _failed(report: JudgeReport, calibration: Mapping[str, int]) -> list[str]:
+    """Return why a judge does not pass calibration, one sentence each.
+
+    Args:
+        report: on it.
+        calibration: outcomes of all its verdicts on controls.
+    """
+    if not report.controls:
+        return ["not calibrated: nothing says that it tells good answers from bad ones"]
+    found = []
+    if missing := [name for name in CONTROLS if name not in report.controls]:
+        found.append(f"not calibrated on {', '.join(missing)}: it gave no verdict there")
+    if report.accuracy < report.least:
+        found.append(f"prefers clean answers to spoilt ones in only {report.accuracy:.0%} of pairs; {report.least:.0%} is asked of a judge")
+    if (null := report.controls.get("null answer")) is not None and not null.high < 0.5:
+        found.append(f"a null answer does not clearly lose: it wins {null.value:.0%}")
+    if (tail := report.controls.get("neutral tail")) is not None and tail.low > 0.5:
+        found.append(f"a neutral tail wins {tail.value:.0%} against the same answer without it")
+    return [*found, *_lost(calibration, " in calibration")]
+
+
+def _lost(counted: Mapping[str, int], where: str = "") -> list[str]:
+    """Return a sentence on verdicts that are none, where they are more than `MOST_LOST`."""
+    asked = sum(counted.values()) - counted["same"] - counted["unanswered"]
+    lost = asked - counted["ok"]
+    return [f"{lost:,} of {asked:,} verdicts{where} are none ({_most(counted)})"] if lost > MOST_LOST * asked else []
 
 
 def _warnings(report: JudgeReport) -> list[str]:
-    """Return what a reader must know before a judge's figures, one sentence each."""
-    found = []
-    if report.accuracy != report.accuracy:
-        found.append("not calibrated: nothing says that it tells good answers from bad ones")
-    elif report.accuracy < report.least:
-        found.append(f"prefers clean answers to spoilt ones in only {report.accuracy:.0%} of pairs; {report.least:.0%} is asked of a judge")
-    for name in NEUTRAL:
-        one = report.controls.get(name)
-        if one is None:
-            continue
-        if name == "null answer" and not one.high < 0.5:
-            found.append(f"a null answer does not clearly lose: it wins {one.value:.0%}")
-        if name == "neutral tail" and one.low > 0.5:
-            found.append(f"a neutral tail wins {one.value:.0%} against the same answer without it")
-    asked = sum(report.outcomes.values()) - report.outcomes["same"] - report.outcomes["unanswered"]
-    lost = asked - report.outcomes["ok"]
-    if asked and lost > 0.05 * asked:
-        found.append(f"{lost:,} of {asked:,} verdicts are none ({_most(report.outcomes)})")
+    """Return what else a reader must know before a judge's figures, one sentence each."""
+    found = _lost(report.outcomes)
     if report.position is not None and abs(report.position.value) > 0.1 and not report.position.low <= 0 <= report.position.high:
         found.append(f"likes a place: the answer that stands first wins {0.5 + report.position.value:.0%} of verdicts that are no ties")
     if len(report.served) > 1:

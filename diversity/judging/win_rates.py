@@ -26,8 +26,8 @@ class PromptScores:
         ids: of the prompts.
         groups: numbers of prompt groups.
         values: mean score of the answerer over the prompt's verdicts, in [0, 1].
-        strong_values: sum of weight x score over its verdicts, a strong verdict weighing three times.
-        strong_weights: sum of the weights.
+        strong_values: mean of weight x score over its verdicts, a strong verdict weighing three times.
+        strong_weights: mean of the weights: a prompt counts once, however often it was asked.
         longer: characters of the answer less those of the baseline's.
         style: `(n, 3)`, how much more markdown the answer has, as in `style.more_markdown`.
     """

@@ -90,10 +90,7 @@ def imported(path: Path, gamed: Path | None) -> list[str]:
     lines = _ours(verdicts, facts, METRICS)
     lines += [f"AlpacaEval's {name:<23} {value:7.2f}" for name, value in facts["alpaca_eval"].items()]
     baseline_lengths, lengths = exchange.lengths(path)
-    known = None
-    if gamed is not None:
-        with gamed.open(newline="", encoding="utf-8") as stream:
-            known = alpaca_eval.Gamed.of(list(csv.DictReader(stream)))
+    known = None if gamed is None else _gamed(gamed)
     for variant in alpaca_eval.VARIANTS if known else ["length_controlled_minimal"]:
         values = np.array([np.nan if value is None else value for value in verdicts["score"].to_pylist()])
         try:
@@ -102,6 +99,15 @@ def imported(path: Path, gamed: Path | None) -> list[str]:
         except UserError as error:
             lines.append(f"AlpacaEval's {variant}: not defined, {error}")
     return lines
+
+
+def _gamed(path: Path) -> alpaca_eval.Gamed:
+    """Return what AlpacaEval's df_gamed.csv holds."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return alpaca_eval.Gamed.of(list(csv.DictReader(stream)))
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise exchange.ExchangeError(f"{path} is no df_gamed.csv of AlpacaEval: {type(error).__name__}: {error}") from None
 
 
 def judged_lines(path: Path) -> list[str]:

@@ -76,6 +76,34 @@ def test_the_command_prints_the_rates_that_can_be_known(tmp_path, capsys):
     assert "controlled" not in told and "length and style are not known" in told and "judged_win_rate_weighted" in told
 
 
+def test_a_prompt_that_is_judged_twice_counts_twice_in_its_own_score(tmp_path):
+    path = folder(tmp_path, [("B>A", "A>B"), ("B>A", "A>B"), ("A>B", "B>A")])
+    assert read_judgments(path)[1]["arena_hard"] == pytest.approx(200 / 3)
+    last = path.read_text().splitlines()[-1]
+    path.write_text(path.read_text() + last + "\n")
+    verdicts, facts = read_judgments(path)
+    assert facts["arena_hard"] == 50 and len(verdicts) == 8 and len(prompt_scores(verdicts)) == 3
+
+
+def test_the_judges_words_are_kept_and_what_can_not_be_read_is_told(tmp_path):
+    path = folder(tmp_path, [("A>B", "A>B")])
+    assert read_judgments(path)[0]["raw"].to_pylist() == ["I say [[A>B]]"] * 2
+    row = json.loads(path.read_text())
+    row["games"] = [{"score": {}}, {"score": "A>B", "judgment": {"answer": "\ud800"}}]
+    path.write_text(json.dumps(row) + "\n")
+    assert read_judgments(path)[0]["outcome"].to_pylist() == ["ambiguous", "ok"]
+    path.write_text(json.dumps({**row, "uid": "\ud800"}) + "\n")
+    with pytest.raises(JudgmentsError, match=r"mine\.jsonl: a line's uid holds half of a surrogate pair"):
+        read_judgments(path)
+    path.write_text(json.dumps(row) + "\n")
+    for text in ('{"uid": "q0", "messages": [\n', "[" * 100_000):
+        (tmp_path / "model_answer" / "mine.jsonl").write_text(text)
+        with pytest.raises(JudgmentsError, match=r"model_answer/mine\.jsonl can't be read as JSON lines"):
+            read_judgments(path)
+    (tmp_path / "model_answer" / "mine.jsonl").write_text('["x"]\n{"uid": "q0", "messages": ["x"]}\n')
+    assert not read_judgments(path)[1]["lengths"]
+
+
 def test_what_holds_no_judgments_is_told(tmp_path):
     path = folder(tmp_path, [("A>B", "A>B")])
     path.write_text(path.read_text() + json.dumps({"uid": "q9", "model": "another", "games": [{}, {}]}) + "\n")

@@ -18,10 +18,11 @@ from diversity.judging.config import JudgeConfig
 from diversity.judging.pairs import Design, slots, verdict_table
 from diversity.judging.prompt_sets import NoPrompts, PromptSetConfig, asked_once, read_prompt_sets
 from diversity.judging.rubrics import built_in, load_rubric, parse_rubric
+from diversity.judging.style import COLUMNS
 from diversity.judging.summary import JURY, estimates, judge_report, prompt_scores
 from diversity.judging.summary import scores as score_rows
-from diversity.judging.verdicts import OUTCOMES, first_is_better, outcomes, read_verdict
-from diversity.llm.reading import Answer
+from diversity.judging.verdicts import OUTCOMES, VERDICTS_SCHEMA, Verdict, first_is_better, outcomes, read_verdict, verdict_row
+from diversity.llm.reading import Answer, read_response
 
 
 def judge(**changes):
@@ -93,6 +94,49 @@ def test_answers_of_others_are_joined_and_counted(prompts, tmp_path):
         import_answers([str(tmp_path / "c.json")], prompts)
 
 
+def test_what_a_row_says_it_answers_goes_before_its_id(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"id": i, "prompt": f"{name} question {i}"} for i in range(3)]))
+    prompts, _ = read_prompt_sets({name: PromptSetConfig(paths=[str(tmp_path / f"{name}.json")]) for name in "ab"})
+    asked = dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt"].to_pylist(), strict=True))
+
+    def joined(rows):
+        (tmp_path / "answers.json").write_text(json.dumps(rows))
+        found, counts = import_answers([str(tmp_path / "answers.json")], prompts)
+        return sorted((asked[row["prompt_id"]], row["response"]) for row in found.to_pylist()), counts
+
+    wanted = [(f"a question {i}", f"answer {i}") for i in range(3)]
+    for name in ("instruction", "prompt"):
+        rows = [{"id": 2 - i, name: f"a question {i}", "output": f"answer {i}"} for i in range(3)]
+        assert joined(rows) == (wanted, {})
+        assert joined([*rows, {"id": 1, name: "no such", "output": "x"}]) == (wanted, {"no prompt of these": 1})
+    said = [{"id": 0, "prompt": [{"role": "user", "content": f"a question {i}"}], "output": f"answer {i}"} for i in range(3)]
+    assert joined(said) == (wanted, {})
+    with pytest.raises(AnswersError, match=r"answers\.json: id 1 is that of 2 prompts"):
+        joined([{"id": 1, "output": "x"}])
+    alone = prompts.filter(pc.equal(prompts["set"], "b"))
+    assert import_answers([str(tmp_path / "answers.json")], alone)[0]["prompt_id"].to_pylist() == [
+        name for name, text in asked.items() if text == "b question 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"output": "x\ud83d"}, {"output": ["x"]}, {"messages": ["x"]}, {"messages": [{"content": {}}]}, {"choices": [{"turns": [1]}]}],
+)
+def test_a_row_that_holds_no_answer_is_no_traceback(prompts, tmp_path, row):
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": "Question 1", **row}]))
+    with pytest.raises(AnswersError, match=r"surrogate pair$|no row answers a prompt of these sets \(1 no response\)"):
+        import_answers([str(tmp_path / "a.json")], prompts)
+
+
+@pytest.mark.parametrize("name", ["id", "category", "output", "generator"])
+def test_a_set_with_half_of_a_surrogate_pair_is_told(tmp_path, name):
+    (tmp_path / "p.json").write_text(json.dumps([{"prompt": "fine"}, {"prompt": "q", name: "x\ud83d"}]))
+    with pytest.raises(NoPrompts, match=r"row 1: its \w+ holds half of a surrogate pair"):
+        read_prompt_sets({"s": PromptSetConfig(paths=[str(tmp_path / "p.json")])})
+
+
 def test_orders_are_half_and_half_by_the_prompt_alone(prompts):
     design = Design.of(prompts)
     assert sorted(Counter(design.first.values()).values()) == [20, 21]
@@ -124,7 +168,7 @@ def test_scores_are_the_answerers_in_either_order(prompts):
 
     good, bad = answers(prompts, lambda i: f"GOOD {i}"), answers(prompts, lambda i: f"BAD {i} and longer")
     table = judged(prompts, good, bad, judge(orders="both"), says)
-    assert set(table["score"].to_pylist()) == {1.0} and prompt_scores(table).strong_weights.tolist() == [6.0] * 41
+    assert set(table["score"].to_pylist()) == {1.0} and prompt_scores(table).strong_weights.tolist() == [3.0] * 41
     against = judged(prompts, bad, good, judge(orders="both"), says)
     assert set(against["score"].to_pylist()) == {0.0} and set(against["longer"].to_pylist()) == {len("BAD 1 and longer") - len("GOOD 1")}
     assert agreement.over_orders(table).share == 1 and agreement.position_bias(table).value == 0
@@ -159,6 +203,9 @@ def test_json_and_log_probabilities_are_read():
     assert read_verdict(json_rubric, Answer("{", "length")).outcome == "cut"
     places = [[["A", math.log(0.6)], [" B", math.log(0.2)], ["B", math.log(0.1)], ["C", math.log(0.1)]]]
     assert read_verdict(two, Answer("A", "length", logprobs=places)).p_first == pytest.approx(0.6 / 0.9)
+    huge = {"message": {"content": "A"}, "logprobs": {"content": [{"token": "A", "logprob": 1e300}]}}
+    found = read_response("u", {"logprobs": True}, 200, None, json.dumps({"choices": [huge]}).encode())
+    assert read_verdict(two, found).p_first == 1, "no number of an endpoint's is too large"
     assert first_is_better([["A", -0.1]]) == 1 and first_is_better([["x", -0.1]]) is None
     assert read_verdict(two, Answer("x", "stop", logprobs=[[["x", 0.0]]])).outcome == "no_verdict"
     body = next(slot.body for slot in _two_slots())
@@ -229,3 +276,46 @@ def test_controls_are_what_they_say_and_a_careless_judge_is_warned_of(prompts):
     assert not report.passed and report.controls["said three times"].value == 1 and report.controls["neutral tail"].value == 1
     assert any("neutral tail" in one for one in report.warnings) and any("several models answered" in one for one in report.warnings)
     assert asked_once(prompts).num_rows == 41 and np.isfinite(report.accuracy)
+
+
+def table_of(rows):
+    """Return verdicts of (prompt, order, outcome, label)."""
+    head = {"set": "s", "category": None, "repeat": 0, "longer": 0, **dict.fromkeys(COLUMNS, 0.0)}
+    found = [
+        verdict_row({**head, "prompt_id": f"p{prompt}", "group": prompt, "order": order}, Verdict(outcome, label), None)
+        for prompt, order, outcome, label in rows
+    ]
+    return pa.Table.from_pylist(found, schema=VERDICTS_SCHEMA)
+
+
+def test_a_prompt_weighs_the_same_however_often_it_was_asked():
+    won = [(prompt, order, "ok", "A>B" if order else "B>A") for prompt in range(10) for order in (0, 1)]
+    lost = [(prompt, 1, "ok", "B>A") for prompt in range(10, 20)]
+    found = estimates([table_of([*won, *lost])])["s"]
+    assert found["judged_win_rate"].value == found["judged_win_rate_weighted"].value == 0.5
+    strong = [(prompt, 1, "ok", "B>>A") for prompt in range(10, 20)]
+    assert estimates([table_of([*won, *strong])])["s"]["judged_win_rate_weighted"].value == 0.25
+
+
+def calibration(changes):
+    """Return verdicts of a judge that knows on every control, with `changes` in the place of those it names."""
+    lost = [(prompt, order, "ok", "B>A" if order else "A>B") for prompt in range(20) for order in (0, 1)]
+    ties = [(prompt, order, "ok", "A=B") for prompt in range(20) for order in (0, 1)]
+    known = {name: table_of(ties if name == "neutral tail" else lost) for name in controls.CONTROLS}
+    return known | {name: table_of(rows(lost)) for name, rows in changes.items()}
+
+
+@pytest.mark.parametrize("name", controls.CONTROLS)
+def test_a_judge_passes_only_with_verdicts_on_every_control(name):
+    real = table_of([(prompt, order, "ok", "A=B") for prompt in range(20) for order in (0, 1)])
+    real = real.append_column("answerer", pa.array(["a"] * 40)).append_column("baseline", pa.array(["b"] * 40))
+    good = judge_report("j", real, calibration({}), 0.75)
+    assert good.passed and good.warnings == [] and good.accuracy == 1
+    for outcome in ("refused", "no_verdict"):
+        silent = judge_report("j", real, calibration({name: lambda rows, o=outcome: [(*row[:2], o, None) for row in rows]}), 0.75)
+        assert not silent.passed and silent.warnings[0] == f"not calibrated on {name}: it gave no verdict there"
+    none = judge_report("j", real, calibration({name: lambda rows: []}), 0.75)
+    assert not none.passed and len(none.warnings) == 1
+    some = judge_report("j", real, calibration({name: lambda rows: [*rows[:27], *((*row[:2], "cut", None) for row in rows[27:])]}), 0.75)
+    assert not some.passed and (name == "neutral tail" or some.warnings == ["13 of 240 verdicts in calibration are none (13 cut)"])
+    assert not judge_report("j", real, {}, 0.75).passed
