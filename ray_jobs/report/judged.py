@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diversity.artifact import Storage
+from diversity.artifact import ArtifactError, Storage
 from diversity.effects.scores import SCORES_SCHEMA
 
 SCORE_COLUMNS = tuple(SCORES_SCHEMA.names[1:])
@@ -18,19 +18,28 @@ PRIMARY_METRIC = "judged_win_rate"
 def with_judgments(storage: Storage, entries: Mapping[str, Any], results: pa.Table) -> tuple[pa.Table, list[str]]:
     """Return (results with every judge's rows, paths of what was read).
 
-    The verdict rests on a judge only where the plan named it and it passed calibration: then its win rate is primary and nothing else.
+    Which scores count is what the report on judges says: the index may also hold those of runs that an earlier judging had. The verdict
+    rests on a judge only where the plan named it and it passed calibration: then its win rate is primary and nothing else.
 
     Args:
         storage: where the artifacts lie.
         entries: the index, as `Index.read` gives it.
         results: RESULTS_SCHEMA.
+
+    Raises:
+        ArtifactError: the report on judges doesn't say which scores count: an earlier version made it.
     """
-    paths = entries.get("judged", {})
+    if "judging" not in entries or not (report := storage.at(entries["judging"])).sealed:
+        return results, []
+    manifest = report.manifest
+    if "judged" not in manifest:
+        raise ArtifactError(f"{report.uri} was made by an earlier version: run judge again")
+    paths = manifest["judged"]
     if not paths:
         return results, []
-    primary = _primary(storage, entries)
+    primary = manifest["primary"] if manifest["primary_passed"] else None
     woven: list[dict[str, Any]] = []
-    read: list[str] = [entries["judging"]] if "judging" in entries else []
+    read = [report.path]
     for key, group in itertools.groupby(results.to_pylist(), key=lambda row: f"{row['cell']}_t{row['training_seed']}"):
         rows = list(group)
         if key in paths and rows[0]["run"] is not None and (artifact := storage.at(paths[key])).sealed:
@@ -44,11 +53,3 @@ def with_judgments(storage: Storage, entries: Mapping[str, Any], results: pa.Tab
         wanted = (primary, chosen, PRIMARY_METRIC)
         woven = [{**row, "primary": (row["evaluator"], row["split"], row["metric"]) == wanted} for row in woven]
     return pa.Table.from_pylist(woven, schema=results.schema), read
-
-
-def _primary(storage: Storage, entries: Mapping[str, Any]) -> str | None:
-    """Return the judge that the verdict rests on, if one was named and passed."""
-    if "judging" not in entries or not (artifact := storage.at(entries["judging"])).sealed:
-        return None
-    manifest = artifact.manifest
-    return manifest["primary"] if manifest["primary_passed"] else None

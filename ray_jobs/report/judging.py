@@ -66,7 +66,7 @@ class JudgingData:
 
     def record(self) -> dict[str, Any]:
         """Return what a manifest says."""
-        return _without_nan({**asdict(self), "reports": [report.record() for report in self.reports]})
+        return _without_nan(asdict(self))
 
 
 def _without_nan(value: Any) -> Any:

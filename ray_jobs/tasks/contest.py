@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ from diversity.judging.rubrics import Rubric
 from ray_jobs.job.runtime import Context
 from ray_jobs.tasks import judged
 
-VERSION = 2
+logger = logging.getLogger(__name__)
+
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Answerer:
     Attributes:
         name: in tables.
         answers: sealed.
-        keys: of the index; several cells may share a run.
+        keys: of the index; several cells may share a run, and several answerers one set of answers.
         again: whether it is another seed of the baseline's runs: the A/A row.
     """
 
@@ -144,7 +147,11 @@ class Contest:
             found.setdefault(artifact.fingerprint, Answerer(one.keys[0], artifact, one.keys, again))
         for given in self.config.answerers:
             artifact = self.context.require(judged.answerer_answers(self.context, given), "answer")
-            found.setdefault(artifact.fingerprint, Answerer(given.name, artifact, (given.name,)))
+            if (same := found.get(artifact.fingerprint)) is None:
+                found[artifact.fingerprint] = Answerer(given.name, artifact, (given.name,))
+            else:
+                logger.info("judge: %s has the very answers of %s, under whose name they are judged", given.name, same.name)
+                found[artifact.fingerprint] = replace(same, keys=(*same.keys, given.name))
         if not found:
             raise ArtifactError(f"nobody has answered yet; make answers with: {self.context.command('answer')}")
         return list(found.values())

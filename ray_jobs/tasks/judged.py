@@ -67,7 +67,7 @@ def answerer_answers(context: Context, answerer: AnswererConfig) -> Artifact:
     """Return the artifact of an answerer's answers."""
     config: dict[str, Any]
     if answerer.endpoint is not None:
-        config = {"endpoint": answerer.endpoint.parameters()}
+        config = {"endpoint": answerer.endpoint.parameters(), **answerer.endpoint.endpoint.identity()}
     elif answerer.local is not None:
         folder = resolve_model(answerer.local, cache_folder())
         identity = generate_options(context).identity

@@ -23,14 +23,13 @@ def seal_scores(context: Context, contest: Contest) -> None:
     reports = [_report(contest, judge, rubric, by_judge[judge.name]) for judge, rubric in judges]
     primary = contest.config.primary
     passed = primary is not None and next(one for one in reports if one.judge == primary).passed
-    rows = []
+    rows, judged_runs = [], dict[str, Artifact]()
     for one in contest.answerers:
         mine = {name: table.filter(pc.equal(table["answerer"], one.name)) for name, table in by_judge.items()}
         if any(not len(table) for table in mine.values()):
             continue
         artifact = _scores_of(context, one, mine)
-        if any(one.keys == run.keys for run in contest.runs):
-            context.index.add_many("judged", dict.fromkeys(one.keys, artifact))
+        judged_runs |= {key: artifact for run in contest.runs for key in run.keys if key in one.keys}
         rows += [page.Row(one.name, one.again, name, estimates(tables)) for name, tables in _and_jury(mine)]
     between = [(a, b, agreement.between(by_judge[a], by_judge[b])) for i, a in enumerate(by_judge) for b in list(by_judge)[i + 1 :]]
     data = page.JudgingData(
@@ -43,7 +42,8 @@ def seal_scores(context: Context, contest: Contest) -> None:
         primary=primary,
         primary_passed=passed,
     )
-    _seal_page(context, data)
+    context.index.add_many("judged", judged_runs)
+    _seal_page(context, data, {key: artifact.path for key, artifact in judged_runs.items()})
 
 
 def _labelled(contest: Contest, judge: JudgeConfig, rubric: Rubric) -> pa.Table:
@@ -87,9 +87,15 @@ def _scores_of(context: Context, one: Answerer, verdicts: dict[str, pa.Table]) -
     return target.seal({"stage": "judge/scores", "version": VERSION, "answerer": one.name, "answers": one.answers.path})
 
 
-def _seal_page(context: Context, data: page.JudgingData) -> None:
-    """Seal the report on judges with its page, and put a copy beside the index."""
-    record, html = data.record(), page.render(data)
+def _seal_page(context: Context, data: page.JudgingData, judged_runs: dict[str, str]) -> None:
+    """Seal the report on judges with its page, and put a copy beside the index.
+
+    Args:
+        context: of the experiment.
+        data: what the page shows.
+        judged_runs: paths of the runs' scores by their keys: those of this judging, where the index may hold an earlier one's too.
+    """
+    record, html = data.record() | {"judged": judged_runs}, page.render(data)
     artifact = context.storage.artifact("judged", fingerprint(stage="judge/page", version=VERSION, config=[record, digest(html)]))
     if not artifact.sealed:
         target = artifact.begin()

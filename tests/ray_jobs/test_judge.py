@@ -16,6 +16,8 @@ from diversity.llm.budget import BudgetSpent
 from ray_jobs import answer, judge
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context, main
+from ray_jobs.tasks import judged as stages
+from ray_jobs.tasks.contest import Contest, Run
 from ray_jobs.tools import judgments
 from tests.endpoint import Server, completion
 
@@ -159,6 +161,75 @@ def test_the_budget_ends_a_run_with_exit_code_3_and_the_next_goes_on(
     more = context(tmp_path, server.url, budget={"requests": 1000})
     judge.run(more)
     assert max(server.tries.values()) == 1 and sum(judged(more)["reports"][0]["outcomes"].values()) == 2 * (N + 10)
+
+
+def test_what_is_asked_again_is_judged_anew_though_it_was_sealed(tmp_path: Path, serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = [True]
+
+    def plan(prompt: str, number: int) -> tuple[int, dict[str, str], object]:
+        asked = int(re.search(r"number (\d+)", prompt)[1])  # type: ignore[index]
+        return (400, {}, b"content filter") if broken[0] and asked < 5 else honest(prompt, number)
+
+    server = serve(plan)
+    given = context(tmp_path, server.url, calibration={"pairs": 0})
+    answer.run(given)
+    judge.run(given)
+    refused, asked = judged(given)["reports"][0]["outcomes"]["refused"], len(server.bodies)
+    assert refused >= 5
+    broken[0] = False
+    again = yaml.safe_load(given.config_path.read_text())["judging"]["judges"]
+    again[0]["endpoint"]["ask_again"] = ["refused"]
+    words = [str(given.config_path), f"judging.judges={json.dumps(again)}"]
+    assert main("judge", [*words, "--dry-run"]) == 0
+    assert f"{refused} to pay" in capsys.readouterr().out
+    for _ in range(2):
+        assert main("judge", words) == 0
+        assert len(server.bodies) == asked + refused
+        assert judged(given)["reports"][0]["outcomes"]["refused"] == 0
+    judge.run(context(tmp_path, server.url, calibration={"pairs": 0}))
+    assert len(server.bodies) == asked + refused and judged(given)["reports"][0]["outcomes"]["refused"] == refused
+
+
+def test_half_of_a_surrogate_pair_in_a_judges_answer_is_no_end(tmp_path: Path, serve: Any) -> None:
+    def plan(prompt: str, number: int) -> tuple[int, dict[str, str], object]:
+        said = honest(prompt, number)[2]
+        return 200, {}, completion("cut emoji \ud83d " + said["choices"][0]["message"]["content"])  # type: ignore[index]
+
+    given = context(tmp_path, serve(plan).url, calibration={"pairs": 0})
+    answer.run(given)
+    judge.run(given)
+    assert judged(given)["reports"][0]["outcomes"]["ok"] == N + 10
+
+
+@pytest.mark.parametrize("baseline", ["copy", "bad"])
+def test_answerers_with_the_same_file_are_judged_as_one(
+    tmp_path: Path, serve: Any, baseline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = (("good", "good"), ("copy", "good"), ("bad", "bad"))
+    answerers = [{"name": name, "files": [str(tmp_path / f"{file}.json")]} for name, file in names]
+    given = context(tmp_path, serve(honest).url, calibration={"pairs": 4}, baseline={"answerer": baseline}, answerers=answerers)
+    answer.run(given)
+    with caplog.at_level("INFO"):
+        judge.run(given)
+    manifest = judged(given)
+    assert manifest["baselines"] == ["good" if baseline == "copy" else "bad"]
+    assert {row["answerer"] for row in manifest["rows"]} == {"bad" if baseline == "copy" else "good"}
+    assert "copy has the very answers of good" in caplog.text
+
+
+def test_scores_against_an_earlier_baseline_are_not_read(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(honest)
+    for seed in (0, 1):
+        baseline = {"strategy": "random", "size": 10, "seeds": [seed]}
+        given = context(tmp_path, server.url, "grid.subset_seeds=[0,1]", calibration={"pairs": 0}, baseline=baseline)
+        answer.run(given)
+        answers = [stages.answerer_answers(given, one) for one in stages.judging(given).answerers[:2]]
+        cells = given.experiment.trained_cells
+        runs = [Run((f"{cell.name}_t0",), (cell,), one) for cell, one in zip(cells, answers, strict=True)]
+        monkeypatch.setattr(judge, "contest_of", lambda context, runs=runs: Contest(context, runs))
+        judge.run(given)
+        assert list(judged(given)["judged"]) == [f"{cells[1 - seed].name}_t0"]
+    assert len(given.index.read()["judged"]) == 2
 
 
 def test_what_is_no_verdict_is_counted_by_what_it_is(tmp_path: Path, serve: Any) -> None:

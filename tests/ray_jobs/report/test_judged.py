@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from diversity.artifact import Storage
+from diversity.artifact import ArtifactError, Storage
 from diversity.effects import RESULTS_SCHEMA
 from diversity.effects.clustered import Estimate
 from diversity.effects.scores import SCORES_SCHEMA
@@ -57,15 +57,20 @@ def test_judged_rows_stand_behind_their_runs_and_are_primary_only_if_named_and_p
     scored.write(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
     scored.seal({})
     report = storage.artifact("judged", "b" * 32).begin()
-    report.seal({"primary": "j", "primary_passed": passed})
-    entries = {"judged": {"random_n10_s1_t0": scored.path}, "judging": report.path}
+    report.seal({"primary": "j", "primary_passed": passed, "judged": {"random_n10_s1_t0": scored.path}})
+    earlier = {f"random_n10_s{i}_t0": scored.path for i in range(3)}  # of a judging with another baseline
+    entries = {"judged": earlier, "judging": report.path}
     found, read = with_judgments(storage, entries, results())
     assert found.schema == RESULTS_SCHEMA and set(read) == {scored.path, report.path}
     mine = [row for row in found.to_pylist() if row["cell"] == "random_n10_s1"]
     assert len(found) == 3 + 3 * len(METRICS) and len(mine) == 1 + 3 * len(METRICS) and {row["run"] for row in mine} == {"r1"}
     primary = {(row["evaluator"], row["split"], row["metric"]) for row in found.to_pylist() if row["primary"]}
     assert primary == ({("j", "all", "judged_win_rate")} if passed else {("nll", "out", "nll")})
-    assert with_judgments(storage, {}, results()) == (results(), [])
+    assert with_judgments(storage, {"judged": earlier}, results()) == with_judgments(storage, {}, results()) == (results(), [])
+    old = storage.artifact("judged", "c" * 32).begin()
+    old.seal({"primary": "j", "primary_passed": passed})
+    with pytest.raises(ArtifactError, match="made by an earlier version: run judge again"):
+        with_judgments(storage, {**entries, "judging": old.path}, results())
 
 
 def test_the_page_shows_warnings_in_every_table_and_the_a_a_row() -> None:
