@@ -95,7 +95,10 @@ def parse_rubric(name: str, text: str) -> Rubric:
     parts = re.fullmatch(r"---\n(.*?)\n---\n## system\n(.*?)\n## user\n(.*)", text, re.DOTALL)
     if parts is None:
         raise ConfigError(f"rubric {name!r}: a head between two lines of ---, then '## system' and '## user', in this order")
-    head = yaml.safe_load(parts[1])
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"rubric {name!r}: its head is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(head, dict) or not isinstance(head.get("version"), int) or head.get("verdict") not in get_args(Verdict):
         raise ConfigError(f"rubric {name!r}: its head needs version (a number) and verdict (one of {', '.join(get_args(Verdict))})")
     missing = {"question", "answer_a", "answer_b"} - set(_PLACES.findall(parts[3]))

@@ -239,6 +239,7 @@ def test_no_answer_can_close_its_fence():
         "no head",
         "---\nversion: 1\n---\n## system\nx\n## user\n{question}",
         "---\nversion: 1\nverdict: five\n---\n## system\n\n## user\nhi",
+        "---\nversion: [\n---\n## system\nx\n## user\n{question}{answer_a}{answer_b}",
     ):
         with pytest.raises(ConfigError, match="rubric 'mine'"):
             parse_rubric("mine", text)
