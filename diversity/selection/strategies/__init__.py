@@ -65,7 +65,7 @@ STRATEGIES = {
     "random": Strategy(f"{_HERE}.uniform:select"),
     "longest": Strategy(f"{_HERE}.longest:select"),
     "k_center": Strategy(f"{_HERE}.k_center:select", _RESPONSES, version=2),
-    "facility_location": Strategy(f"{_HERE}.facility_location:select", _RESPONSES),
+    "facility_location": Strategy(f"{_HERE}.facility_location:select", _RESPONSES, version=2),
     "facility_location_stochastic": Strategy(f"{_HERE}.facility_location:select", _RESPONSES),
     "k_means": Strategy(f"{_HERE}.k_means:select", _RESPONSES, dial=True),
     "deita": Strategy(f"{_HERE}.deita:select", _RESPONSES, dial=True),

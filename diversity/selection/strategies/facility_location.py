@@ -55,7 +55,7 @@ def lazy_greedy(vectors: np.ndarray, size: int, block: int = 64) -> np.ndarray:
             bound[stale] = _gains(vectors, best, stale)
             renewed[stale] = step
         chosen[step] = top
-        bound[top] = -np.inf
+        bound[top], renewed[top] = -np.inf, size  # never stale again: it is out
         np.maximum(best, vectors @ vectors[top], out=best)
     return chosen
 

@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from diversity.cell import Cell
+from diversity.config import ConfigError
 from diversity.selection.strategies import Inputs, Picks, SelectionConfig
 from diversity.selection.tournament import GONE, build, leftmost, lift
 from diversity.typings.exact_vectors import ONE, SCALE, exact_vectors
@@ -45,7 +46,11 @@ class LabelGraph:
 
 
 def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
-    """Return the greedy choice; equal gains in the seeded order. `chosen_for` is the label that gains most."""
+    """Return the greedy choice; equal gains in the seeded order. `chosen_for` is the label that gains most.
+
+    Raises:
+        ConfigError: no score is above 0.
+    """
     assert inputs.embeddings is not None
     rows = np.argsort(inputs.order(cell), kind="stable")
     incidence = inputs.typed["instruction-meso"].incidence.take(rows)
@@ -58,9 +63,15 @@ def select(inputs: Inputs, cell: Cell, config: SelectionConfig) -> Picks:
 
 
 def shares(incidence: Incidence, scores: np.ndarray) -> np.ndarray:
-    """Return `(n,) int64`: what each sample brings to each of its labels; scores below 0 count as 0."""
+    """Return `(n,) int64`: what each sample brings to each of its labels; scores below 0 count as 0.
+
+    Raises:
+        ConfigError: no score is above 0: no sample would bring anything, and the choice would be a random draw.
+    """
     positive = np.maximum(scores, 0)
-    whole = np.rint(positive / max(float(positive.max()), 1e-300) * _SCORE).astype(np.int64)
+    if positive.max() == 0:
+        raise ConfigError(f"mig needs scores above 0, and the highest is {scores.max():g}")
+    whole = np.rint(positive / positive.max() * _SCORE).astype(np.int64)
     return whole // np.maximum(1, incidence.lengths())
 
 

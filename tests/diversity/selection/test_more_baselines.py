@@ -5,10 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diversity.cell import Cell
+from diversity.config import ConfigError
 from diversity.selection.strategies import SelectionConfig, select
 from diversity.selection.strategies.mig import EDGE, LabelGraph, greedy, label_graph, shares, slope
 from diversity.selection.strategies.novelselect import densities, most_novel_first
@@ -132,6 +133,7 @@ def test_mig_equals_the_dense_form(incidence, seed, edge, data):
     n = incidence.n_samples
     graph = label_graph(incidence, exact(n, 3, seed), edge, block=4)
     scores = np.array(data.draw(st.lists(st.floats(-1, 1), min_size=n, max_size=n))) if data.draw(st.booleans()) else np.ones(n)
+    assume(scores.max() > 0)
     share, sets = shares(incidence, scores), sets_of(incidence)
     taken, label = greedy(incidence, graph, share, n)
     assert taken.tolist() == dense_greedy(sets, dense_matrix(graph), share, n)
@@ -159,3 +161,10 @@ def test_scores_weigh_information():
     scores[100:] = 1.0
     picks = select(dataclasses.replace(inputs, scores=lambda: scores), Cell("mig", 20, None), SelectionConfig())
     assert picks.rows.min() >= 100
+
+
+def test_scores_of_which_none_is_above_zero_are_refused():
+    inputs, cell = made_up(2, SelectionConfig()), Cell("mig", 20, None)
+    for scores in (np.full(inputs.n, -1.5), np.minimum(np.arange(inputs.n) - inputs.n + 1, 0)):
+        with pytest.raises(ConfigError, match=r"mig_n20_s0: mig needs scores above 0, and the highest is (-1\.5|0)$"):
+            select(dataclasses.replace(inputs, scores=lambda scores=scores: scores), cell, SelectionConfig())
