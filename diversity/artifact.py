@@ -230,7 +230,7 @@ class Artifact:
         return replace(self, writer=None)
 
     def discard(self) -> None:
-        """Throw the writer's folder away."""
+        """Throw the writer's folder away, unless it is what was sealed."""
         publishing.discard(self.storage, self._own)
 
     def unseal(self) -> None:

@@ -30,6 +30,8 @@ CLAIM = "claim.json"
 def by_name(files: Files, path: str, writer: str, manifest: Mapping[str, Any]) -> bool:
     """Put a manifest that names the writer's folder, unless there is one; return whether there is one now.
 
+    A writer that died before it could tell, and is run again, finds its own manifest: its folder stays.
+
     Args:
         files: the storage.
         path: of the artifact, `<kind>/<fingerprint>`.
@@ -85,13 +87,22 @@ def finish(files: Files, path: str) -> bool:
 
 
 def discard(files: Files, own: str) -> None:
-    """Remove a writer's folder, the mark that it is one first: from then on it can't be sealed.
+    """Remove a writer's folder, the mark that it is one first: from then on it can't be sealed. One that a manifest names loses the mark alone.
 
     What can't be removed stays for `clean`.
     """
+    named = not files.renames and _named(files, own)
     _delete(files, f"{own}/{BEGUN}")
-    with suppress(OSError):
-        files.remove_folder(own)
+    if not named:
+        with suppress(OSError):
+            files.remove_folder(own)
+
+
+def _named(files: Files, own: str) -> bool:
+    """Return whether there is a manifest that names the writer's folder."""
+    path, _, writer = own.rpartition("/")
+    manifest = f"{path}/{MANIFEST}"
+    return files.exists(manifest) and json.loads(files.read_bytes(manifest)).get(DATA, DATA).startswith(f"{writer}/")
 
 
 def _sealed(files: Files, path: str) -> bool:

@@ -1,7 +1,8 @@
 """What the workers of `profile_corpus` do: tokenise, embed and tag a span of rows, then make types of what all spans gave.
 
-Plain functions and classes, so that they run without a cluster in a test. Spans hand over to the next step by files in the
-`staging` folder of the artifact that they belong to; it is removed before the artifact is sealed.
+Plain functions and classes, so that they run without a cluster in a test. Spans hand over to the next step by files in a folder
+of the artifact that they belong to, which is removed once the artifact is sealed: Ray runs a task again whose worker died, at
+whatever point that was.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from training.model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
-STAGING = "staging"
+STAGING = ".staging"  # of a name that isn't published
 Assigned = tuple[np.ndarray, np.ndarray]
 
 
@@ -224,6 +225,8 @@ def type_spans(work: Tokenise, rows: CorpusRows, spans: Sequence[tuple[int, tupl
 
 def seal_micro(work: Tokenise, sealing: dict[str, Any], *totals: dict[str, int]) -> None:
     """Seal a micro typing whose spans are written."""
+    if _sealed(work.artifact):
+        return
     figures = {name: sum(total[name] for total in totals) for name in totals[0]}
     band = work.artifact.read(f"{STAGING}/band").to_pylist()[0]
     n_types = work.artifact.read("types", columns=["type"]).num_rows
@@ -237,6 +240,8 @@ def seal_embeddings(work: Embed, sealing: dict[str, Any], n: int) -> None:
 
 def make_tags(work: Tag, typing: str, embedder: EmbedderConfig, sealing: dict[str, Any]) -> None:
     """Normalise the raw tags of a side and seal its meso typing."""
+    if _sealed(work.artifact):
+        return
     raw = work.artifact.read(f"{STAGING}/tags")
     outcomes: Counter[str] = Counter()
     for path in work.artifact.parts(f"{STAGING}/outcomes"):
@@ -249,6 +254,8 @@ def make_topics(
     artifact: Artifact, typing: str, rows: CorpusRows, embeddings: Artifact, config: TopicsConfig, sealing: dict[str, Any]
 ) -> None:
     """Cluster the sealed embeddings of a side and seal its macro typing."""
+    if _sealed(artifact):
+        return
     side = typing_parts(typing)[0]
     table = rows.read(0, len(rows), ["sample_id", "source", side])
     stored = embeddings.read(columns=["sample_id", "embedding"])
@@ -293,6 +300,8 @@ def seal_topics(
     *assigned: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """Seal the macro typing of samples that were assigned to centroids, pieces in the order of the rows."""
+    if _sealed(artifact):
+        return
     found = k_means_topics(np.concatenate([labels for labels, _ in assigned]), np.concatenate([cosine for _, cosine in assigned]))
     side = typing_parts(typing)[0]
     texts = rows.read(0, min(LABELLED, len(rows)), [side])[side].to_pylist()
@@ -320,8 +329,16 @@ def _write(artifact: Artifact, typed: Typed, sealing: dict[str, Any]) -> None:
 
 
 def _seal(artifact: Artifact, manifest: dict[str, Any]) -> None:
-    artifact.remove(STAGING)
     artifact.seal(manifest)
+    artifact.remove(STAGING)
+
+
+def _sealed(artifact: Artifact) -> bool:
+    """Return whether another job has sealed the artifact, or this task has, before its worker died; what is left of the work goes."""
+    if artifact.sealed:
+        artifact.remove(STAGING)
+        artifact.discard()
+    return artifact.sealed
 
 
 def _read(artifact: Artifact, path: str) -> pa.Table:

@@ -186,3 +186,14 @@ def test_file_digests_follow_the_bytes_and_are_remembered_by_mtime(tmp_path: Pat
         cache.write_bytes(damaged)
         assert file_digest(path, cache) == file_digest(path)
         assert list(json.loads(cache.read_text()).values()) == [file_digest(path)]
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_writer_that_seals_again_keeps_what_it_sealed(tmp_path: Path, objects: bool) -> None:
+    """A task that Ray runs again may have sealed before its worker died."""
+    target = WatchedStorage(str(tmp_path), lambda *_: None, Objects() if objects else None).artifact("profile", "f0").begin()
+    for _ in range(2):
+        target.write(pa.table({"a": [1]}))
+        sealed = target.seal({"rows": 1})
+        target.discard()
+        assert sealed.sealed and sealed.read()["a"].to_pylist() == [1]

@@ -133,7 +133,7 @@ def test_other_parts_spans_and_workers_give_the_same_content(
     other = context(tmp_path, table, 5, "resources.data_workers=2")
     killed = profile_corpus.profile_artifact(other, "response-micro").begin()
     killed.write(pa.table({"sample_id": ["left behind"]}), "data/part-99999.parquet")
-    killed.write(pa.table({"token_id": pa.array([3], pa.int32()), "df": [9], "tf": [9]}), "staging/frequencies/part-99999.parquet")
+    killed.write(pa.table({"token_id": pa.array([3], pa.int32()), "df": [9], "tf": [9]}), ".staging/frequencies/part-99999.parquet")
     profile_corpus.run(other)
     for typing in TYPINGS:
         first, second = (profile_corpus.profile_artifact(given, typing) for given in (made, other))
