@@ -18,7 +18,9 @@ from diversity.typings.embedders.model_folder import model_folder, pool
 from diversity.typings.embedders.onnx_int8 import identity as int8_identity
 from diversity.typings.embedders.onnx_int8 import int8_forward
 
+VERSION = 2  # counted up when the same files and settings give other vectors
 BUDGET_CPU, BUDGET_INT8, BUDGET_GPU = 4096, 1024, 65_536  # int8 attention is written out: more does not fit the cache
+UNLIMITED = 2**31 - 1
 
 
 class TransformerEmbedder:
@@ -44,7 +46,8 @@ class TransformerEmbedder:
         self._tokenizer = AutoTokenizer.from_pretrained(model.weights)
         shape = AutoConfig.from_pretrained(model.weights)
         self.dimension = int(shape.hidden_size)
-        limits = [config.max_tokens, model.max_tokens, getattr(shape, "max_position_embeddings", None)]
+        asked = model.max_tokens or min(int(self._tokenizer.model_max_length), UNLIMITED)
+        limits = [config.max_tokens, asked, positions(shape)]
         self._max_tokens = min(limit for limit in limits if limit)
         self._budget = BUDGET_GPU if self._device == "cuda" else BUDGET_CPU
         if config.precision == "int8":
@@ -62,9 +65,13 @@ class TransformerEmbedder:
 
     @staticmethod
     def identity(config: EmbedderConfig, device: str = "cpu") -> dict[str, Any]:
-        """Return the digests of the folder's files, the packages that compute, precision and device: GPUs add up in another order."""
+        """Return the digests of the folder's files, the packages that compute, how texts are cut and grouped, precision and device.
+
+        Groups decide what is padded together, and GPUs add up in another order.
+        """
         digests = model_folder(str(config.model)).digests()
-        found = {"name": config.name, "files": digests, "packages": package_versions("torch", "transformers")}
+        found = {"name": config.name, "version": VERSION, "files": digests, "packages": package_versions("torch", "transformers")}
+        found |= config.model_dump(mode="json", include={"max_tokens", "group"})
         found["precision"] = resolved_precision(config, device)
         if config.precision == "int8":
             return {**found, "int8": int8_identity()}
@@ -99,6 +106,23 @@ class TransformerEmbedder:
         given, kept = torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
         hidden = self._model(input_ids=given, attention_mask=None if mask.all() else kept).last_hidden_state.float()
         return pool(hidden, kept, self._pooling).cpu().numpy()
+
+
+def positions(shape: Any) -> int | None:
+    """Return how many tokens a model has positions for, or None where that is not bounded.
+
+    The RoBERTa family numbers positions from the one after its padding, and so has fewer than its configuration says.
+    """
+    import torch
+    from transformers import AutoModel
+
+    given = getattr(shape, "max_position_embeddings", None)
+    if not given or given < 0:
+        return None
+    with torch.device("meta"):
+        parts = dict(AutoModel.from_config(shape).named_modules())
+    padding = [getattr(part, "padding_idx", None) for name, part in parts.items() if name.endswith("position_embeddings")]
+    return int(given) - max((index + 1 for index in padding if index is not None), default=0)
 
 
 def resolved_precision(config: EmbedderConfig, device: str) -> str:

@@ -108,6 +108,50 @@ def tiny_encoder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny_roberta(tmp_path_factory):
+    """Return the folder of a random RoBERTa that takes 32 tokens: of its 34 positions the first two are for padding."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    folder = tmp_path_factory.mktemp("roberta")
+    words = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "hi", "you"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(vocab_size=6, max_position_embeddings=34, pad_token_id=1, **shape)).save_pretrained(folder)
+    return folder
+
+
+def test_long_texts_are_cut_where_the_positions_of_a_roberta_end(tiny_roberta, tmp_path):
+    import shutil
+
+    embedder = load_embedder(EmbedderConfig(name="transformer", model=str(tiny_roberta)))
+    found = embedder(["you " + "hi " * n for n in (28, 29, 30, 99)])
+    assert (found[1] == found[2]).all() and np.allclose(found[2], found[3], atol=1e-6) and np.abs(found[0] - found[1]).max() > 1e-3
+    shutil.copytree(tiny_roberta, tmp_path / "short")
+    settings = tmp_path / "short" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 9}))
+    short = load_embedder(EmbedderConfig(name="transformer", model=str(tmp_path / "short")))
+    assert np.allclose(short(["hi you " * 9]), embedder(["hi you hi you hi you hi"]), atol=1e-6)
+    (tmp_path / "short" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 11}))
+    longer = load_embedder(EmbedderConfig(name="transformer", model=str(tmp_path / "short")))
+    assert np.allclose(longer(["hi you " * 9]), embedder(["hi you hi you hi you hi you hi"]), atol=1e-6)
+
+
+def test_the_identity_of_a_transformer_follows_what_changes_vectors(tiny_roberta):
+    config = EmbedderConfig(name="transformer", model=str(tiny_roberta))
+    for change in ({"max_tokens": 3}, {"group": 7}):
+        other = config.model_copy(update=change)
+        assert embedder_class(config).identity(config) != embedder_class(other).identity(other)
+    static_ones = [EmbedderConfig(group=group) for group in (3, 7)]
+    assert embedder_class(static_ones[0]).identity(static_ones[0]) == embedder_class(static_ones[1]).identity(static_ones[1])
+
+
 def pooled_by_hand(hidden, mode):
     """Return the pooled vector of one text's (length, d) hidden states, not yet of unit length."""
     weights = np.arange(1, len(hidden) + 1)[:, None]
