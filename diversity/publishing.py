@@ -87,9 +87,9 @@ def finish(files: Files, path: str) -> bool:
 
 
 def discard(files: Files, own: str) -> None:
-    """Remove a writer's folder, the mark that it is one first: from then on it can't be sealed. One that a manifest names loses the mark alone.
+    """Remove a writer's folder, the mark that it is one first: from then on it can't be sealed.
 
-    What can't be removed stays for `clean`.
+    A folder that a manifest names loses the mark alone. What can't be removed stays for `clean`.
     """
     named = not files.renames and _named(files, own)
     _delete(files, f"{own}/{BEGUN}")

@@ -21,6 +21,7 @@ from diversity.cell import typing_parts
 from diversity.typings import encoders
 from diversity.typings.embedders import embedder_class
 from diversity.typings.taggers import tagger_class
+from diversity.typings.tags import RECIPE as TAGS_RECIPE
 from diversity.typings.tokens import FLOOR, WORD
 from diversity.typings.topics import RECIPE, assignment_blocks, check_topics, estimate_seconds
 from diversity.typings.words import other_scripts
@@ -98,7 +99,7 @@ def profile_artifact(context: Context, typing: str) -> Artifact:
             settings["device"] = "cuda"  # k-means adds up in another order there
         packages = ["numpy", "numba", "scipy", "fast-hdbscan", _faiss()]
         return _artifact(context, "profile", settings, packages, [corpus, embedding_artifact(context, side).fingerprint])
-    settings["tagger"] = profile.tagger.settings()
+    settings["tagger"] = {**profile.tagger.settings(), "recipe": TAGS_RECIPE}
     settings["identity"] = tagger_class(profile.tagger).identity(profile.tagger)
     settings["embedder"] = embedder_class(profile.embedder).identity(profile.embedder)
     return _artifact(context, "profile", settings, ["simplemma", "numpy", "scipy", _faiss()], [corpus])
@@ -113,14 +114,28 @@ def plan(context: Context) -> Iterator[str]:
     elif whole.sealed:
         yield f"scores {len(CorpusRows.of(whole)):,} samples, and types those that profile.scorer.min_score leaves"
     else:
-        yield f"types a corpus that is not sealed yet: {context.command('ingest')}"
+        yield f"types a corpus that is not sealed yet: {context.command(_maker(context))}"
+    yield from _planned(context, rows)
+    if length_window.NAME in context.experiment.grid.controls:
+        window = chosen_from(context, length_window.NAME)
+        derived = corpus_artifact(window)
+        yield f"{length_window.NAME}: {derived.path}, {_standing(derived)}"
+        yield from _planned(window, len(CorpusRows.of(derived)) if derived.sealed else None)
+
+
+def _planned(context: Context, rows: int | None) -> Iterator[str]:
+    """Yield what is sealed of the artifacts over one corpus, whose samples are counted where it is sealed."""
     for name, artifact in _artifacts(context).items():
         estimate = ""
         if rows is not None and name.endswith("-macro"):
             estimate = f", about {estimate_seconds(rows, context.experiment.profile.topics):.0f} s on one core"
         if rows is not None and name.endswith("-meso") and context.experiment.profile.tagger.name == "llm":
             estimate = f", up to {rows:,} requests to {context.experiment.profile.tagger.model}, less what is answered already"
-        yield f"{name}: {artifact.path}, {'sealed already' if artifact.sealed else 'to be made'}{estimate}"
+        yield f"{name}{context.suffix}: {artifact.path}, {_standing(artifact)}{estimate}"
+
+
+def _standing(artifact: Artifact) -> str:
+    return "sealed already" if artifact.sealed else "to be made"
 
 
 def _scored(context: Context) -> Artifact:

@@ -22,6 +22,7 @@ from diversity.typings.taggers import RulesConfig, scaled
 Embed = Callable[[Sequence[str]], np.ndarray]
 EXAMPLES = 8
 _MARKS = re.compile(r"[^\w+# ]+")
+_POSSESSIVE = re.compile(r"(?<=\w)['’]s\b")
 _ONE_WAY = 0.99
 
 
@@ -46,7 +47,7 @@ def by_rules(found: Tagged) -> list[str | None]:
 
     def plain(name: str) -> str | None:
         kind, colon, rest = name.lower().rpartition(":")
-        words = _MARKS.sub(" ", rest.replace("'s", "")).split()
+        words = _MARKS.sub(" ", _POSSESSIVE.sub("", rest)).split()
         if not words:
             return None
         if kind in ("", "do"):

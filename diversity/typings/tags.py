@@ -18,12 +18,13 @@ from diversity.cell import typing_parts
 from diversity.typings.embedders import EmbedderConfig, embed
 from diversity.typings.tag_steps import EXAMPLES, Embed, by_association, by_frequency, by_leader, by_rules, by_rules_mined, by_share
 from diversity.typings.tagged import Tagged, coded
-from diversity.typings.taggers import TaggerConfig, load_tagger
+from diversity.typings.taggers import TaggerConfig, load_tagger, scaled
 from diversity.typings.tokens import distinct_rows
 from diversity.typings.typed import DATA_SCHEMA, NoTypesError, Typed, list_array, types_table
 
 log = logging.getLogger(__name__)
 
+RECIPE = 2  # counted up when a model's same answers, or the same raw tags, become other types
 RAW_SCHEMA = pa.schema([("sample_id", pa.string()), ("tags", pa.list_(pa.string()))])
 
 
@@ -107,13 +108,26 @@ def normalise(raw: pa.Table, typing: str, config: TaggerConfig, embed_texts: Emb
     new = [name if df else None for name, df in zip(found.names, capped.df(), strict=True)]
     steps.append(_told("cap", found, new, found := capped.renamed(new)))
     if not found.names:
-        raise NoTypesError(f"{typing}: no tag occurs in {least} samples of {found.n:,}: lower profile.tagger.alpha")
+        raise NoTypesError(f"{typing}: {_why_none(steps, found.n, least, config)}")
     manifest = {"tagger": config.name, "stand_in": config.name == "keyphrase", "alpha": least, "steps": steps}
     if outcomes:
         manifest["answers"] = {"model": config.model, **dict(sorted(outcomes.items()))}
     result = _typed(typing, raw["sample_id"], found, manifest)
     log.info("%s: %d tags, %.1f a sample; %s", typing, len(found.names), len(found.codes) / max(1, found.n), _line(steps))
     return result
+
+
+def _why_none(steps: Sequence[Mapping[str, Any]], n: int, least: int, config: TaggerConfig) -> str:
+    """Return which step left no tag, and what to change."""
+    step = next(step for step in steps if step.get("after") == 0)
+    if not step["before"]:
+        return f"the tagger {config.name} gave no sample a tag"
+    if step["step"] == "frequency":
+        advice = "lower profile.tagger.alpha" if least > scaled(1, n) else "no profile.tagger.alpha asks for fewer; take more samples"
+        return f"no tag occurs in {least} samples of {n:,}: {advice}"
+    if step["step"] == "common":
+        return f"every tag that is left occurs in more than {config.max_share:g} of {n:,} samples: raise profile.tagger.max_share"
+    return f"the step {step['step']} left no tag: {'; '.join(step['examples'])}"
 
 
 def check_outcomes(config: TaggerConfig, outcomes: Mapping[str, int]) -> None:

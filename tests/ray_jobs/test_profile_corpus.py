@@ -195,7 +195,21 @@ def test_errors_are_told_before_and_after(made: Context, table: pa.Table, tmp_pa
     (tmp_path / "runs/corpus/made-by-hand/manifest.json").unlink()
     with pytest.raises(ArtifactError, match="make it with: python -m ray_jobs.ingest"):
         profile_corpus.run(unsealed)
-    assert "not sealed yet" in next(iter(profile_corpus.plan(unsealed)))
+    assert "not sealed yet: python -m ray_jobs.ingest " in next(iter(profile_corpus.plan(unsealed)))
+
+
+def test_the_plan_names_what_run_asks_for_and_all_that_it_makes(table: pa.Table, tmp_path: Path) -> None:
+    given = context(tmp_path, table, 1, "grid.controls=[none, length-window]", "evaluation.heldout={in: {seed: 1}}")
+    head, *lines = profile_corpus.plan(given)
+    assert head == "types 400 samples"
+    made = {line.partition(":")[0] for line in lines}
+    plain = {*given.experiment.typings, "instruction embeddings", "response embeddings"}
+    assert made == {*plain, "length-window", *(f"{name}~length-window" for name in plain)} and len(lines) == len(made)
+    assert all(line.partition(", ")[2].startswith("to be made") for line in lines)
+    (tmp_path / "runs/corpus/made-by-hand/manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="make it with: python -m ray_jobs.heldout"):
+        profile_corpus.run(given)
+    assert "not sealed yet: python -m ray_jobs.heldout " in next(iter(profile_corpus.plan(given)))
 
 
 def test_fingerprints_follow_what_changes_bytes(made: Context, table: pa.Table) -> None:

@@ -2,8 +2,8 @@
 
 Clusters as in Ge et al. 2024, "Clustering and Ranking" (arXiv 2402.18191). The dial is the number of clusters: K = round(c
 ** level), c = min(size, n // 40). Level 0 is one cluster, a random draw; at level 1 most samples of a dataset of up to n // 40
-have a cluster to themselves, and of a larger one a cluster gives size / (n // 40) on average. Shares are filled like water: every cluster gives its first sample, then every cluster that has one
-its second, …, to the exact size.
+have a cluster to themselves, and of a larger one a cluster gives size / (n // 40) on average. Shares are filled like water:
+every cluster gives its first sample, then every cluster that has one its second, …, to the exact size.
 """
 
 from __future__ import annotations

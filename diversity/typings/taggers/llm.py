@@ -58,6 +58,7 @@ _MAX_CHARS, _TAG_CHARS, _TAG_WORDS = 4000, 60, 6
 _EARLY = 200
 _MARKS = re.compile(r"[\s:_]+")
 _OPENING = re.compile(r"[{\[]")
+_ITEM_OPENING = re.compile(r'\{\s*"(?:tag|explanation)"\s*:')
 _STARTS = 50  # where JSON is looked for in one answer: a bound, since an answer may be 4,000 brackets
 
 
@@ -199,7 +200,8 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
 
 def _whole_items(text: str) -> Iterator[Any]:
     """Yield the objects with a tag that are whole in JSON that isn't."""
-    decoder, place = json.JSONDecoder(), text.find('{"tag"')
+    first = _ITEM_OPENING.search(text)
+    decoder, place = json.JSONDecoder(), first.start() if first else -1
     while place >= 0:
         try:
             item, place = decoder.raw_decode(text, place)

@@ -236,6 +236,8 @@ def test_a_notebook_with_a_loop_of_its_own(serve):
         ('```json\n{"tags": ["a"]}\n```', ["a"], "wrapped", 0),
         ('As [1] says: {"tags": ["a"]} and {', ["a"], "wrapped", 0),
         ('{"tags": [{"tag": "a", "explanation": "x"}, {"tag": "b', ["a"], "cut", 0),
+        ('{\n  "tags": [\n    {\n      "tag": "a",\n      "explanation": "x"\n    },\n    {\n      "tag": "b', ["a"], "cut", 0),
+        ('{"tags": [{ "explanation" : "x", "tag": "a"}, {"explanation": "y", "tag": "b"}, {"expl', ["a", "b"], "cut", 0),
         ('{"tags": []}', [], "no tags", 0),
         ('{"labels": ["a"]}', [], "wrong form", 0),
         ('{"tags": "a"}', [], "wrong form", 0),

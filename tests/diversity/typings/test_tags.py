@@ -96,6 +96,8 @@ def test_rules_lower_lemmatise_and_strip_marks():
     found = tagged([["Short Stories", "patient's symptoms", "step-by-step", "do:writes", "ask:what", "form:list", "c++", "c#", "!!"]])
     expected = ["short story", "patient symptom", "step by step", "do:write", "ask:what", "form:list", "c++", "c#", None]
     assert by_rules(found) == expected
+    found = tagged([["python 'self' keyword", "the 'switch' case", "world’s history", "world's atlas", "James's dogs", "'s"]])
+    assert by_rules(found) == ["python self keyword", "the switch case", "world history", "world atlas", "james dog", "s"]
 
 
 def test_common_tags_are_dropped_and_the_limit_is_inclusive():
@@ -256,6 +258,22 @@ def test_no_tag_at_all_is_an_error():
     raw = pa.table({"sample_id": ["0" * 32], "tags": pa.array([["a"]], pa.list_(pa.string()))})
     with pytest.raises(NoTypesError, match="no tag occurs in 3 samples of 1"):
         normalise(raw, "response-meso", TaggerConfig(), no_vectors)
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "message"),
+    [
+        ([["a"], ["b"]] * 50, TaggerConfig(), "every tag that is left occurs in more than 0.05 of 100 samples: raise .*max_share"),
+        ([["a"], ["b"]], TaggerConfig(), "no tag occurs in 3 samples of 2: no profile.tagger.alpha asks for fewer"),
+        ([["a"]] * 5, TaggerConfig(alpha=10**6), r"no tag occurs in \d+ samples of 5: lower profile.tagger.alpha"),
+        ([["!!"]] * 5, TaggerConfig(), r"the step rules left no tag: !! \(5\) → dropped"),
+        ([[]] * 5, TaggerConfig(), "the tagger keyphrase gave no sample a tag"),
+    ],
+)
+def test_the_step_that_left_no_tag_is_named(rows, config, message):
+    raw = pa.table({"sample_id": [f"{i:032x}" for i in range(len(rows))], "tags": pa.array(rows, pa.list_(pa.string()))})
+    with pytest.raises(NoTypesError, match=f"response-meso: {message}"):
+        normalise(raw, "response-meso", config, no_vectors)
 
 
 def test_a_threshold_scales():

@@ -67,8 +67,9 @@ def test_a_task_killed_at_any_operation_seals_when_it_is_run_again(task: Task, o
 
     def outcome(artifact: Artifact) -> tuple[dict[str, object], list[pa.Table], set[str]]:
         sealed = artifact.storage.artifact("profile", "f")
-        left = {info.base_name for info in artifact.storage.list(sealed.locate())}
-        return {**sealed.manifest, "data": None}, [sealed.read(folder) for folder in ("data", "types")], {name for name in left if name == STAGING or name[0] != "."}
+        names = {info.base_name for info in artifact.storage.list(sealed.locate())}
+        left = {name for name in names if name == STAGING or not name.startswith(".")}
+        return {**sealed.manifest, "data": None}, [sealed.read(folder) for folder in ("data", "types")], left
 
     whole = begun("whole")
     task(whole)
