@@ -42,9 +42,13 @@ def kept_answers(context: Context, judge: JudgeConfig) -> Answers:
 
 def plan(context: Context) -> Iterator[str]:
     """Yield what would be paid, judge by judge, and what difference that can show."""
-    contest = contest_of(context)
     if not judged.prompts_artifact(context).sealed:
         yield f"the prompts are not sealed yet: {context.command('answer')}"
+        return
+    try:
+        contest = contest_of(context)
+    except ArtifactError as missing:
+        yield f"who answered can't be told yet: {missing}"
         return
     yield f"{len(contest.answerers)} answerers, against {', '.join(one.name for one in contest.baselines)}"
     if "sweep" in context.experiment.stages and context.experiment.corpus.contamination is None:

@@ -21,6 +21,7 @@ from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.index import Index
 from ray_jobs.job.journal import Told, jobs, without_credentials
 from ray_jobs.job.runtime import Context, absolute, inside_job, tool
+from ray_jobs.tasks.sealed_runs import other_settings
 
 STATES = ("running", "silent", "failed")
 SHOWN_RUNS = 5
@@ -48,7 +49,9 @@ def stages(context: Context) -> Iterator[tuple[str, int, int, str]]:
     if "sweep" in experiment.stages:
         keys = [f"{cell.name}_t{seed}" for cell in experiment.trained_cells for seed in experiment.sft.training_seeds]
         entered = context.index.read().get("scores", {})
-        yield "sweep", *_count((context.storage.at(entered[key]) if key in entered else None) for key in keys), "scored runs"
+        scores = [context.storage.at(entered[key]) if key in entered else None for key in keys]
+        own = [one if one and one.sealed and not other_settings(context.storage, experiment, one.manifest) else None for one in scores]
+        yield "sweep", *_count(own), "scored runs"
 
 
 def of_experiment(context: Context) -> Iterator[str]:

@@ -187,6 +187,20 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(capsys: pytest.CaptureFixtur
     assert not (config.parent / "runs").exists()
 
 
+def test_a_plan_of_judging_is_printed_before_there_is_anything(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    (config.parent / "prompts.jsonl").write_text('{"prompt": "Why?"}\n', "utf-8")
+    judging = {
+        "prompts": {"p": {"paths": [str(config.parent / "prompts.jsonl")], "column": "prompt"}},
+        "baseline": {"strategy": "random", "seeds": [0]},
+        "judges": [{"name": "j", "model": "m", "base_url": "http://127.0.0.1:1/v1"}],
+    }
+    stages = "stages=[ingest, profile_corpus, build_datasets, sweep, answer, judge, analyze]"
+    given = [str(config), "--dry-run", stages, "grid.strategies=[response-micro, random]", f"judging={json.dumps(judging)}"]
+    evaluation = "evaluation={heldout: {in: {fraction: 0.1}, out: null}, evaluators: [nll, generate]}"
+    assert main("pipeline", [*given, stages.replace("ingest, ", "ingest, heldout, "), evaluation]) == 0
+    assert "the prompts are not sealed yet: python -m ray_jobs.answer" in capsys.readouterr().out
+
+
 def test_the_demos_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main("pipeline", [str(DEMO), f"storage={tmp_path}/runs", "--dry-run"]) == 0
     assert "43 cells" in capsys.readouterr().out
