@@ -18,7 +18,7 @@ import numpy as np
 
 from diversity.audit.explanation import Choosing, Explanation, Rival, explain_order, explain_typed
 from diversity.audit.ground import Types, id_strings
-from diversity.cell import Cell
+from diversity.cell import FULL, Cell
 from diversity.config import ConfigError, load
 from diversity.keys import priorities, sample_keys
 from diversity.selection.strategies import STRATEGIES, SelectionConfig
@@ -126,6 +126,8 @@ def _passes_over(cell: Cell, selection: SelectionConfig) -> str:
 
 def _untyped(cell: Cell, sources: Sources, priority: np.ndarray, row: int, chosen: bool) -> Explanation:
     """Return why a sample is in a dataset of a strategy without types, or is not."""
+    if cell.strategy == FULL:
+        return Explanation(row, chosen, "", ["The dataset is the whole corpus: it is everything there is."])
     if cell.strategy == "random":
         return explain_order(cell, np.argsort(priority, kind="stable"), row, chosen, f"in the seeded order (seed {cell.subset_seed})")
     if cell.strategy == "longest":

@@ -59,7 +59,7 @@ def sources_of(datasets: Sequence[SealedDataset]) -> Sources:
     grid = {
         **made["grid"],
         "strategies": sorted({one.cell.strategy for one in datasets}),
-        "sizes": sorted({size for one in grids for size in one["sizes"]}),
+        "sizes": sorted({size for one in grids for size in one["sizes"] if size}) or [1],  # the whole corpus says 0, which no axis has
         "levels": levels or [Fraction(1)],
     }
     return Sources(

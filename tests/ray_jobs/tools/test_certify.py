@@ -39,7 +39,7 @@ def failed(verdicts: list[Verdict]) -> set[tuple[str, str]]:
 
 
 def test_every_strategy_passes_every_property_from_its_text_too(ground: Ground) -> None:
-    grid = GridConfig(strategies=[*TYPINGS, "response-micro@word", *STRATEGIES], sizes=[12, 60], levels=LEVELS)
+    grid = GridConfig(strategies=[*TYPINGS, "response-micro@word", *STRATEGIES], sizes=[12, 60], levels=LEVELS, full_corpus=True)
     paths = build(ground, SelectionConfig(), grid, "all")
     targets = [found["target"] for path in paths.values() if "target" in (found := ground.storage.at(path).manifest)]
     assert {target["covered"] == target["k_realised"] for target in targets} == {True, False}, "all types fit some sizes and not others"

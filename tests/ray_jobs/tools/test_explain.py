@@ -21,7 +21,7 @@ from ray_jobs.tools.explain import _choosing, explain, main
 from ray_jobs.tools.sealed import SealedDataset, find, sources_of
 from tests.ray_jobs.grids import LEVELS, build, seal_ground
 
-GRID = GridConfig(strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS)
+GRID = GridConfig(strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS, full_corpus=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,8 @@ def test_strategies_without_types_are_explained_by_their_order(datasets: dict[st
         assert all(chosen == (place <= 60) for place, chosen in places.items())
     found = explain(datasets["k_center_n60_s0"], sample)
     assert "k_center" in found["because"][0]
+    found = explain(datasets["full-corpus_nall_s0"], sample)
+    assert found["chosen"] and "everything there is" in found["because"][0]
 
 
 def test_the_command_line(datasets: dict[str, SealedDataset], capsys: pytest.CaptureFixture[str]) -> None:
