@@ -119,7 +119,7 @@ class Case:
 def _size(case: Case) -> Finding:
     have, stated = len(case.table), case.manifest.get("samples")
     if case.cell.control == "tokens":
-        return found(have == stated, f"{have} samples, as the manifest says; the size is counted in tokens, see control")
+        return found(0 < have == stated, f"{have} samples, as the manifest says; the size is counted in tokens, see control")
     wanted = case.cell.size or len(case.ground.tokens["response"])  # 0 is the whole corpus
     return found(have == wanted, f"{have} samples of {wanted}")
 

@@ -179,6 +179,8 @@ def check(
     wanted = cell.size or len(corpus.ids)
     if cell.control != "tokens" and len(ids) != wanted:
         raise DatasetError(f"{cell.name}: {len(ids)} samples instead of {wanted}")
+    if not len(ids):
+        raise DatasetError(f"{cell.name}: no sample")
     if len(ids) > 1 and not (ids[:-1] < ids[1:]).all():
         raise DatasetError(f"{cell.name}: sample ids are not ascending and unique")
     rows = corpus.rows(ids)

@@ -40,14 +40,26 @@ def cover_then_fill(
         raise ValueError(f"k = {k} is outside 1..{typed.incidence.n_types}")
     pool = make_pool(typed, control, priorities(keys, seed, "sample"), k)
     _refuse_small(typed, pool, control, quota, k)
+    base, why, _ = _cover(pool, k, quota, keys, seed)
+    whole = control.by_weight and int(typed.incidence.covered(pool.rows[base])[typed.position <= k].sum()) == k
+    taken, reasons = fill(pool, k, quota, base, why, whole, objective)
+    if control.by_weight:
+        taken, reasons = close_gap(pool, k, int(quota.sum()), taken, reasons, len(base))
+    return pool.rows[taken], reasons
+
+
+def greedily_covered(typed: TypedInputs, k: int, quota: np.ndarray, control: Control, keys: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows that greedy coverage takes in `cover_then_fill`, none where rarest first fits; arguments as there."""
+    pool = make_pool(typed, control, priorities(keys, seed, "sample"), k)
+    base, _, fits = _cover(pool, k, quota, keys, seed)
+    return pool.rows[base[:0] if fits else base]
+
+
+def _cover(pool: Pool, k: int, quota: np.ndarray, keys: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return (candidates, types they were taken for) of phase A, and whether rarest first fits."""
     rarest = rarest_first(pool.type_at, count_types(pool, k))
     base, why, fits = cover_rarest(pool, k, rarest, quota)
-    if not fits:
-        base, why = cover_greedily(pool, k, quota, keys, seed, rarest)
-    taken, reasons = fill(pool, k, quota, base, why, control.by_weight, objective)
-    if control.by_weight and len(taken) > len(base):
-        taken, reasons = close_gap(pool, k, int(quota.sum()), taken, reasons)
-    return pool.rows[taken], reasons
+    return (base, why, True) if fits else (*cover_greedily(pool, k, quota, keys, seed, rarest), False)
 
 
 def too_small(k: int, have: int, wanted: str, enough: np.ndarray) -> InfeasibleLevel:

@@ -34,7 +34,7 @@ def fill(
         quota: `(bins,) int64`, in weights, the taken ones included.
         taken: `(a,) int64` candidates of phase A.
         reasons: `(a,) int32` types they were taken for.
-        stop: end at the first candidate that does not fit (token budgets); else pass it over (full bins).
+        stop: end at the first candidate that does not fit (a token budget, all types covered); else pass it over.
         objective: see above.
     """
     left = quota.copy()
@@ -62,29 +62,47 @@ def greedy_fill(pool: Pool, k: int, size: int, steps: np.ndarray) -> tuple[np.nd
 def fill_by_weight(weights: np.ndarray, budget: int) -> np.ndarray:
     """Return the places taken of samples in order: up to the last that fits, then the last swapped for the one that leaves the least gap.
 
+    Where the first of them is too large already, that is the largest that fits; none only where none fits.
+
     Args:
         weights: `(m,) int64` in the order of priority.
         budget: what their sum may not exceed.
     """
     n = int(np.searchsorted(np.cumsum(weights), budget, side="right"))
-    if n in (0, len(weights)):
+    if n == len(weights):
         return np.arange(n)
-    room = budget - int(weights[: n - 1].sum())
-    rest = np.where(weights[n - 1 :] <= room, weights[n - 1 :], -1)
-    return np.append(np.arange(n - 1), n - 1 + int(np.argmax(rest)))
+    kept = max(0, n - 1)
+    room = budget - int(weights[:kept].sum())
+    rest = np.where(weights[kept:] <= room, weights[kept:], -1)
+    best = int(np.argmax(rest))
+    return np.append(np.arange(kept), kept + best) if rest[best] >= 0 else np.arange(kept)
 
 
-def close_gap(pool: Pool, k: int, budget: int, taken: np.ndarray, reasons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Swap the last pick for the untaken candidate (or itself) that leaves the smallest gap to the budget; the first such in order."""
-    free = np.ones(len(pool.rows), dtype=bool)
-    free[taken[:-1]] = False
-    room = budget - int(pool.weight[taken[:-1]].sum())
+def close_gap(pool: Pool, k: int, budget: int, taken: np.ndarray, reasons: np.ndarray, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Swap the last pick for the untaken candidate (or itself) that leaves the smallest gap to the budget; the first such in order.
+
+    What covers is never swapped: where nothing else was taken, that candidate is added, if one fits.
+
+    Args:
+        pool: the pool of k.
+        k: types kept.
+        budget: what the weights may not exceed in sum.
+        taken: `(a,) int64` candidates.
+        reasons: `(a,) int32` types they were taken for.
+        base: how many of them cover.
+    """
+    kept = max(base, len(taken) - 1)
+    free = pool.birth <= k
+    free[taken[:kept]] = False
+    room = budget - int(pool.weight[taken[:kept]].sum())
     fitting = np.where(free & (pool.weight <= room), pool.weight, -1)
-    last = taken[-1] if fitting[taken[-1]] == fitting.max() else int(np.argmax(fitting))
+    if fitting.max(initial=-1) < 0 or (kept < len(taken) and fitting[taken[kept]] == fitting.max()):
+        return taken, reasons
+    last = int(np.argmax(fitting))
     types = pool.indices[pool.indptr[last] : pool.indptr[last + 1]]
     types = types[pool.position[types] <= k]
-    reason = reasons[-1] if reasons[-1] in types else types[0]
-    return np.append(taken[:-1], last), np.append(reasons[:-1], reason).astype(np.int32)
+    reason = reasons[kept] if kept < len(taken) and reasons[kept] in types else types[0]
+    return np.append(taken[:kept], last), np.append(reasons[:kept], reason).astype(np.int32)
 
 
 @njit(cache=True)

@@ -135,7 +135,10 @@ def _size(given: argparse.Namespace, context: Context, samples: int) -> int:
     wanted, total = amount_of(given.tokens, "--tokens"), int(pc.sum(lengths).as_py() or 0)
     if wanted > total:
         raise ConfigError(f"--tokens {given.tokens}: the data has {total:,} response tokens")
-    return max(1, wanted * samples // total)
+    if wanted * samples < total:
+        least = -(-total // samples)
+        raise ConfigError(f"--tokens {given.tokens}: the data's mean response is longer; the least is {least:,} response tokens")
+    return wanted * samples // total
 
 
 def compose(given: argparse.Namespace, size: int = 1, *, alone: bool = False) -> Experiment:

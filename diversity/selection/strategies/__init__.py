@@ -25,6 +25,7 @@ from diversity.typings.incidence import Incidence
 
 TYPED = "diversity.selection.strategies.typed:select"
 TYPED_VERSION = 2  # counted up when the picks of typed strategies, or their quotas, change
+BUDGET_VERSION = 1  # counted up when what a token budget is filled with changes
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ def needs(cell: Cell, grid: GridConfig) -> Needs:
 
 def version(cell: Cell) -> int:
     """Return the version of what chooses a cell; `random` under quotas takes them from a typed strategy."""
+    budget = BUDGET_VERSION if cell.control == "tokens" else 0
     if cell.typing or (cell.strategy == "random" and cell.control.endswith("-quota")):
-        return TYPED_VERSION
-    return STRATEGIES[cell.strategy].version if cell.strategy in STRATEGIES else 1
+        return TYPED_VERSION + budget
+    return (STRATEGIES[cell.strategy].version if cell.strategy in STRATEGIES else 1) + budget
 
 
 def refuse_control(cell: Cell) -> None:

@@ -91,3 +91,5 @@ def test_the_whole_corpus_is_all_of_its_rows() -> None:
     assert found["samples"] == 6 and found["coverage"] == {"response-meso": 1.0}
     with pytest.raises(DatasetError, match="full-corpus_nall_s0: 5 samples instead of 6"):
         check(table(CORPUS_ROWS[1:]), Cell(FULL, 0, None), CORPUS)
+    with pytest.raises(DatasetError, match="random_n3_s0_tokens: no sample"):
+        check(table([]), Cell("random", 3, None, 0, "tokens"), CORPUS)

@@ -130,8 +130,21 @@ def test_token_budgets_leave_less_than_one_sample(incidence, closure, objective,
     rows, _ = run(typed, k, budget, control, objective=objective)
     gap = budget - int(weights[rows].sum())
     assert 0 <= gap < weights[inside].max()
-    assert 1 <= incidence.covered(rows)[typed.position <= k].sum() <= most_covered(typed, k, np.array([budget]), control)
+    covered = incidence.covered(rows)[typed.position <= k].sum()
+    assert 1 <= covered <= most_covered(typed, k, np.array([budget]), control)
     assert len(set(rows.tolist())) == len(rows)
+    free = np.setdiff1d(np.flatnonzero(inside), rows)
+    assert covered == k or not (weights[free] <= gap).any(), "where types are missing, it goes on until nothing fits"
+
+
+@pytest.mark.parametrize("objective", ["cover", "concave"])
+def test_a_token_budget_is_closed_where_what_covers_leaves_room_for_a_shorter_sample(objective):
+    """Row 2 is too long; whether it stands before the others of its type or not, they fit, and what covers stays."""
+    typed = typed_of(Incidence.from_lists([[0], [1], [0], [0]], 2))
+    control = Control("tokens", np.array([5, 5, 50, 7], np.int64), np.zeros(4, np.int32), 1)
+    for salt in range(12):
+        rows, reasons = run(typed, 2, 18, control, salt, objective)
+        assert sorted(rows.tolist()) == [0, 1, 3] and sorted(reasons.tolist()) == [0, 0, 1]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 400))
@@ -139,11 +152,12 @@ def test_filling_by_weight_stops_at_the_last_that_fits_and_closes_the_gap(weight
     weights = np.array(weights, dtype=np.int64)
     taken = fill_by_weight(weights, budget)
     plain = list(itertools.takewhile(lambda n: weights[:n].sum() <= budget, range(len(weights) + 1)))[-1]
-    assert len(taken) == plain == len(set(taken.tolist()))
+    wanted = max(plain, int(budget >= weights.min()))  # the first may be too large where another fits
+    assert len(taken) == wanted == len(set(taken.tolist()))
     assert taken[:-1].tolist() == list(range(max(0, plain - 1)))
     gap = budget - weights[taken].sum()
     assert gap >= 0
-    if plain:
+    if wanted:
         rest = [w for i, w in enumerate(weights) if i not in taken[:-1] and w <= budget - weights[taken[:-1]].sum()]
         assert weights[taken[-1]] == max(rest)
 

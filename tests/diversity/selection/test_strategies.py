@@ -179,7 +179,7 @@ def test_controls_are_obeyed(cell, config, seed):
     if control.by_weight:
         gap = control.budget(cell.size) - control.weights[picks.rows].sum()
         pool = slice(None) if not cell.typing else inputs.typed[cell.typing].birth <= picks.target["k_realised"]
-        assert 0 <= gap < control.weights[pool].max()
+        assert 0 <= gap < control.weights[pool].max() and len(picks.rows)
         return
     assert len(picks.rows) == cell.size
     if control.by_bin:
@@ -189,6 +189,17 @@ def test_controls_are_obeyed(cell, config, seed):
         base = (inputs.typed[typing].birth >= 1) & (inputs.typed[typing].birth <= plan.k_min)
         share = np.bincount(control.bins[base], minlength=control.n_bins) / base.sum()
         assert (abs(plan.quota - cell.size * share) < 1).all()
+
+
+def test_random_under_a_budget_of_one_sample_is_never_empty_whichever_comes_first():
+    inputs = made_up(0, SelectionConfig())
+    control, longer = inputs.control(Cell("random", 1, None, 0, "tokens")), 0
+    for seed in range(20):
+        cell = Cell("random", 1, None, seed, "tokens")
+        rows = select(inputs, cell, SelectionConfig()).rows
+        assert 0 < control.weights[rows].sum() <= control.budget(1)
+        longer += control.weights[np.argmin(inputs.order(cell))] > control.budget(1)
+    assert 0 < longer < 20
 
 
 @RELAXED

@@ -21,7 +21,9 @@ from ray_jobs.tools.explain import _choosing, explain, main
 from ray_jobs.tools.sealed import SealedDataset, find, sources_of
 from tests.ray_jobs.grids import LEVELS, build, seal_ground
 
-GRID = GridConfig(strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS, full_corpus=True)
+GRID = GridConfig(
+    strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS, full_corpus=True
+)
 
 
 @pytest.fixture(scope="module")

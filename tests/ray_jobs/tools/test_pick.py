@@ -103,6 +103,9 @@ def test_sizes_that_cannot_be_had(data: Path, storage: Path, capsys: pytest.Capt
         == f"pick: --size {ROWS + 1}: the data has {ROWS} usable samples; the largest size is {ROWS}"
     )
     given = ["--strategy", "response-micro@word", "--storage", storage]
+    assert run(data, "--tokens", 1, *given) == 1
+    refused = re.search(r"--tokens 1: the data's mean response is longer; the least is (\d+) response", capsys.readouterr().err)
+    assert refused and run(data, "--tokens", refused[1], *given) == 0
     for size in (ROWS - 1, ROWS + 1):
         assert run(data, "--size", size, *given) == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pick: ")]
