@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
+import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -64,7 +66,8 @@ def export(
         format: a name in `FORMATS`.
         folder: an absolute path or a URI.
         leave_out: leave out the samples that the format can't hold, and count them, instead of raising.
-        overwrite: whether the folder may hold something; files of a former export are removed, all others stay.
+        overwrite: whether the folder may hold something; files of a former export go once the new ones are written (an object store
+            replaces one of the same name at once), all others stay.
 
     Raises:
         ExportError: an unknown format, samples that don't fit, or a folder that is in use.
@@ -75,15 +78,16 @@ def export(
     form, out = FORMATS[format], Storage(folder)
     plans = {name: _fit(name, artifact, form, format, leave_out) for name, artifact in datasets.items()}
     refuse_used(folder, overwrite)
-    _remove_former(out)
-    exported = []
-    for number, (name, artifact) in enumerate(datasets.items(), start=1):
-        path = f"data/{_file_name(name)}/train-00000-of-00001.parquet" if form.columns else f"{_file_name(name)}{form.suffix}"
-        plan = plans[name]
-        written = _write(artifact, f"{folder.rstrip('/')}/{path}", form, plan)
-        exported.append(Exported(name, path, written, plan.left_out, artifact.path, artifact.manifest, tuple(sorted(plan.beside))))
-        logger.info("%s: %d samples (%d of %d datasets)", name, written, number, len(datasets))
-    beside = {**form.beside(folder, exported), "README.md": card(format, folder, exported)}
+    (filesystem, root), exported = out.filesystem(), []
+    with ExitStack() as whole:
+        for number, (name, artifact) in enumerate(datasets.items(), start=1):
+            path = f"data/{_file_name(name)}/train-00000-of-00001.parquet" if form.columns else f"{_file_name(name)}{form.suffix}"
+            plan = plans[name]
+            written = _write(artifact, filesystem, whole.enter_context(_placed(filesystem, f"{root}/{path}")), form, plan)
+            exported.append(Exported(name, path, written, plan.left_out, artifact.path, artifact.manifest, tuple(sorted(plan.beside))))
+            logger.info("%s: %d samples (%d of %d datasets)", name, written, number, len(datasets))
+        beside = {**form.beside(folder, exported), "README.md": card(format, folder, exported)}
+        _remove_former(out, {one.path for one in exported})
     for name, text in beside.items():
         out.write_bytes(name, text.encode())
     record = {
@@ -113,7 +117,9 @@ def export_file(dataset: Artifact, path: str, format: str, *, leave_out: bool = 
     """
     refuse_used(path, overwrite)
     plan = _fit(posixpath.basename(path), dataset, FORMATS[format], format, leave_out)
-    return _write(dataset, path, FORMATS[format], plan), plan.left_out
+    filesystem, inside = Storage(path).filesystem()
+    with _placed(filesystem, inside) as place:
+        return _write(dataset, filesystem, place, FORMATS[format], plan), plan.left_out
 
 
 def refuse_used(path: str, overwrite: bool) -> None:
@@ -130,10 +136,26 @@ def refuse_used(path: str, overwrite: bool) -> None:
         raise ExportError(f"{path} is not empty: give another folder, or --overwrite")
 
 
-def _write(dataset: Artifact, path: str, form: Format, plan: Plan) -> int:
-    filesystem, inside = Storage(path).filesystem()
-    filesystem.create_dir(posixpath.dirname(inside), recursive=True)
-    with filesystem.open_output_stream(inside, compression=None if form.columns else "detect") as stream:
+@contextmanager
+def _placed(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """Yield where a file is to be written: on a local storage aside, so that what is there already stays until all is well."""
+    folder, name = posixpath.split(path)
+    filesystem.create_dir(folder, recursive=True)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        yield path
+        return
+    aside = f"{folder}/.{secrets.token_hex(6)}.{name}"
+    try:
+        yield aside
+    except BaseException:
+        with suppress(OSError):
+            filesystem.delete_file(aside)
+        raise
+    filesystem.move(aside, path)
+
+
+def _write(dataset: Artifact, filesystem: pafs.FileSystem, path: str, form: Format, plan: Plan) -> int:
+    with filesystem.open_output_stream(path, compression=None if form.columns else "detect") as stream:
         return (_write_parquet if form.columns else _write_lines)(dataset, form, plan, stream)
 
 
@@ -223,13 +245,13 @@ def _fit(name: str, artifact: Artifact, form: Format, format: str, leave_out: bo
     return Plan(reasons, beside, scored)
 
 
-def _remove_former(out: Storage) -> None:
-    """Remove the files that a former export wrote into the folder, and no others."""
+def _remove_former(out: Storage, new: Collection[str]) -> None:
+    """Remove the files that a former export wrote into the folder, and no others; those that the new one has too are replaced."""
     if out.exists(RECORD):
         filesystem, root = out.filesystem()
         former = json.loads(out.read_bytes(RECORD))
         for path in (RECORD, *former["files"]):
-            if out.exists(path):
+            if path not in new and out.exists(path):
                 filesystem.delete_file(f"{root}/{path}")
 
 

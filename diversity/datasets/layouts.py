@@ -30,6 +30,7 @@ TOOLS = "tools"
 CALLS = "tool calls"
 CALL_IDS = "ids of tool calls"
 SAID_AND_CALLED = "text beside a tool call"
+OTHERS_CALL = "a tool call by another than the assistant"
 NAMES = "names of speakers"
 REASONING = "reasoning apart from the answer"
 WEIGHTS = "turns of weight 0"
@@ -83,6 +84,8 @@ def beside_of(messages: Sequence[Row]) -> Beside:
     for message in messages:
         if "tool_calls" in message:
             found.add(CALLS)
+            if message["role"] != "assistant":
+                found.add(OTHERS_CALL)
             if message.get("content") is not None:
                 found.add(SAID_AND_CALLED)
             if any(call.keys() != {"type", "function"} or call["type"] != "function" for call in message["tool_calls"]):
@@ -134,9 +137,17 @@ def _function_call(message: Row) -> str:
     functions = [dict(call.get("function", call)) for call in message["tool_calls"]]
     for function in functions:
         if isinstance(function.get("arguments"), str):
-            with contextlib.suppress(ValueError):
-                function["arguments"] = json.loads(function["arguments"])
+            function["arguments"] = _value_of(function["arguments"])
     return json.dumps(functions[0] if len(functions) == 1 else functions, ensure_ascii=False)
+
+
+def _value_of(text: str) -> Any:
+    """Return the value that a text is the JSON of; the text itself where that is none, or can't be spelled again: NaN, 1e999, too deep."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        json.loads(compact_text([[[[[[value]]]]]]).encode())  # it will stand some levels deeper; a lone surrogate has no UTF-8
+        return value
+    return text
 
 
 def _sharegpt(sample: Row, used: Beside) -> Row:
@@ -144,7 +155,8 @@ def _sharegpt(sample: Row, used: Beside) -> Row:
     turns = []
     for message in sample["messages"]:
         if "tool_calls" in message:
-            turn = {"from": "function_call", "value": _function_call(message), **_exact_calls(message)}
+            called = _function_call(message)
+            turn = {"from": "function_call", "value": called, **_exact_calls(message, called)}
         else:
             turn = {"from": names.get(message["role"], message["role"]), "value": message["content"]}
         turns.append(turn | ({"weight": message["weight"]} if "weight" in message else {}))
@@ -152,9 +164,9 @@ def _sharegpt(sample: Row, used: Beside) -> Row:
     return {"conversations": turns, **tools, **_named(sample)}
 
 
-def _exact_calls(message: Row) -> Row:
+def _exact_calls(message: Row, called: str) -> Row:
     """Return the tool calls as text beside a `function_call` turn that does not give them back exactly."""
-    again = json.loads(_function_call(message))
+    again = json.loads(called)
     functions = again if isinstance(again, list) else [again]
     same = compact_text([{"type": "function", "function": one} for one in functions]) == compact_text(message["tool_calls"])
     return {} if same else {"tool_calls": compact_text(message["tool_calls"])}
@@ -169,9 +181,10 @@ def _llama_factory(sample: Row, used: Beside) -> Row:
     turns = []
     for message in sample["messages"]:
         if "tool_calls" in message:
-            turns.append({**message, "role": "function_call", "content": _function_call(message)})
+            called = _function_call(message)
+            turns.append({**message, "role": "function_call", "content": called})
             del turns[-1]["tool_calls"]
-            turns[-1] |= _exact_calls(message)
+            turns[-1] |= _exact_calls(message, called)
         else:
             turns.append(message)
     tools = {"tools": _tools_text(sample)} if TOOLS in used else {}
@@ -199,7 +212,7 @@ def _one_exchange(roles: Roles, beside: Beside) -> str | None:
 @lru_cache(maxsize=4096)
 def _alternating(roles: Roles, beside: Beside) -> str | None:
     """LLaMA-Factory's converter takes a system turn at the start, then user (or tool) and assistant by turns; it skips all else."""
-    if lost := beside & {SAID_AND_CALLED, REASONING, WEIGHTS}:
+    if lost := beside & {SAID_AND_CALLED, OTHERS_CALL, REASONING, WEIGHTS}:
         return min(lost)
     turns = roles[1:] if roles[0] == "system" else roles
     asked, answered = set(turns[0::2]), set(turns[1::2])
@@ -211,7 +224,7 @@ def _alternating(roles: Roles, beside: Beside) -> str | None:
 @lru_cache(maxsize=4096)
 def _said_by_turns(roles: Roles, beside: Beside) -> str | None:
     """ShareGPT has a speaker and a text for each turn."""
-    return min(beside & {CALL_IDS, SAID_AND_CALLED, NAMES, REASONING, WEIGHTS}, default=None)
+    return min(beside & {CALL_IDS, SAID_AND_CALLED, OTHERS_CALL, NAMES, REASONING, WEIGHTS}, default=None)
 
 
 @lru_cache(maxsize=4096)

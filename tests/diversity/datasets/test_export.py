@@ -55,12 +55,17 @@ def conversations(draw: st.DrawFn) -> list[dict[str, str]]:
 ARGUMENTS = st.dictionaries(WORDS, WORDS | st.integers(-5, 5) | st.none() | st.lists(WORDS, max_size=2), max_size=2)
 
 
+# Texts that Python's JSON reads, or gives up on, and that no JSON spells again.
+ODD_ARGUMENTS = st.sampled_from(['{"x": NaN}', "-Infinity", "1e999", '"\\ud800"', "[" * 2000 + "]" * 2000, "[" * 900 + "]" * 900, "7" * 5000])
+
+
 @st.composite
 def tool_calls(draw: st.DrawFn) -> list[dict[str, Any]]:
     found = []
     for number in range(draw(st.integers(1, 2))):
         arguments = draw(ARGUMENTS)
-        function = {"name": draw(FILLED), "arguments": json.dumps(arguments) if draw(st.booleans()) else arguments}
+        written = draw(st.just(json.dumps(arguments)) | ODD_ARGUMENTS)
+        function = {"name": draw(FILLED), "arguments": written if draw(st.booleans()) else arguments}
         found.append({"type": "function", "function": function, **({"id": f"c{number}"} if draw(st.booleans()) else {})})
     return found
 
@@ -70,7 +75,8 @@ def rich(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str | None]:
     """Draw a conversation and tools that may hold anything that a message can."""
     messages: list[dict[str, Any]] = draw(conversations())
     if draw(st.booleans()):
-        call = {"role": "assistant", "tool_calls": draw(tool_calls()), **({"content": draw(WORDS)} if draw(st.booleans()) else {})}
+        caller = draw(st.sampled_from(["assistant"] * 4 + ["user", "tool", "system"]))
+        call = {"role": caller, "tool_calls": draw(tool_calls()), **({"content": draw(WORDS)} if draw(st.booleans()) else {})}
         messages = [*messages, turn("user", draw(FILLED)), call, turn("tool", draw(WORDS)), turn("assistant", draw(FILLED))]
     extras = {"name": FILLED, "tool_call_id": FILLED, "reasoning_content": WORDS, "weight": st.sampled_from([1, 0.5])}
     messages = [{**one, **draw(st.fixed_dictionaries({}, optional=extras))} if draw(st.integers(0, 5)) == 0 else one for one in messages]
@@ -237,6 +243,47 @@ def test_what_a_format_cannot_hold_is_told_and_counted(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / RECORD).read_text("utf-8"))
     assert record["datasets"]["a"]["left_out"] == {"a system turn": 1} and record["datasets"]["a"]["samples"] == 5
     assert "a system turn (1)" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("format", ["sharegpt", "llama-factory"])
+@pytest.mark.parametrize("arguments", ['{"x": NaN}', "1e999", '"\\ud800"', "[" * 2000 + "]" * 2000])
+def test_arguments_that_json_cannot_spell_stay_the_text_that_they_are(tmp_path: Path, format: str, arguments: str) -> None:
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}]}
+    rows = rows_of([[turn("user", "1?"), call, turn("tool", "1"), turn("assistant", "1.")]])
+    assert export({"a": sealed(Storage(str(tmp_path)), rows)}, format, f"{tmp_path}/out")[0].samples == 1
+    (line,) = (tmp_path / "out" / "a.jsonl").read_text("utf-8").splitlines()
+    said = json.loads(line)["conversations" if format == "sharegpt" else "messages"][1]
+    assert json.loads(said["value" if format == "sharegpt" else "content"]) == {"name": "f", "arguments": arguments}
+
+
+@pytest.mark.parametrize("format", ["sharegpt", "llama-factory"])
+@pytest.mark.parametrize("role", ["user", "tool", "system"])
+def test_a_call_by_another_than_the_assistant_is_refused_where_it_would_become_the_assistants(format: str, role: str) -> None:
+    call = {"role": role, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    messages = [*ROWS[0]["messages"], call, turn("assistant", "Done.")]
+    assert fit(sample(messages), format) == "a tool call by another than the assistant"
+    assert fit(sample([*messages[:2], turn("user", "And?"), {**call, "role": "assistant"}]), format) is None
+
+
+def test_a_former_export_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, out = sealed(Storage(str(tmp_path)), ROWS), tmp_path / "out"
+    export({"a": artifact, "b": artifact}, "jsonl", str(out))
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    written = []
+
+    def full(row: dict[str, Any]) -> bytes:
+        written.append(row)
+        if len(written) == len(ROWS) + 1:  # in the second of two datasets
+            raise OSError("no space left")
+        return json_line(row)
+
+    monkeypatch.setattr("diversity.datasets.export.json_line", full)
+    with pytest.raises(OSError, match="no space"):
+        export({"a": artifact, "c": artifact}, "sharegpt", str(out), overwrite=True)
+    written.clear()
+    with pytest.raises(OSError, match="no space"):
+        export_file(sealed(Storage(str(tmp_path)), ROWS * 2, "random"), str(out / "a.jsonl"), "sharegpt", overwrite=True)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
