@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from diversity.config import Config, ConfigError, near_matches
+from diversity.config import Config, ConfigError, Seed, near_matches
 
 SIDES = ("instruction", "response")
 GRANULARITIES = ("macro", "meso", "micro")
@@ -97,7 +97,7 @@ class GridConfig(Config):
     strategies: list[str] = Field(default=[*TYPINGS, "random"], min_length=1)
     sizes: list[int] = Field(default=[10000], min_length=1)
     levels: int | list[Fraction] = 7
-    subset_seeds: list[int] = Field(default=[0], min_length=1)
+    subset_seeds: list[Seed] = Field(default=[0], min_length=1)
     level_seeds: Literal["shared", "own"] = "shared"
     controls: list[str] = Field(default=["none"], min_length=1)
     full_corpus: bool = False
@@ -162,7 +162,7 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
         has_level: for every strategy that is no typing, whether it has a dial; typed strategies always have one.
 
     Raises:
-        ConfigError: an unknown strategy, or two cells of one name.
+        ConfigError: an unknown strategy, two cells of one name, or seeds of levels that are too large.
     """
     cells = []
     for strategy, size in itertools.product(grid.strategies, grid.sizes):
@@ -170,6 +170,8 @@ def expand(grid: GridConfig, has_level: Mapping[str, bool]) -> list[Cell]:
             raise ConfigError(f"grid.strategies: unknown strategy {strategy!r}{near_matches(strategy, [*TYPINGS, *has_level])}")
         levels = grid.fractions if is_typing(strategy) or has_level[strategy] else [None]
         step = max(grid.subset_seeds) + 1 if grid.level_seeds == "own" else 0
+        if step * len(levels) > 2**63:
+            raise ConfigError(f"grid.level_seeds: own: {len(levels)} levels above subset seed {step - 1} have seeds of 2**63 or more")
         for (j, level), seed, control in itertools.product(enumerate(levels), grid.subset_seeds, grid.controls):
             cells.append(Cell(strategy, size, level, seed + j * step, control))
     if grid.full_corpus:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of keyed hashes, which take 64 bits
 
 
 class Config(BaseModel):
-    """A frozen part of the configuration: unknown keys are errors, values are validated when it is made."""
+    """A frozen part of the configuration: unknown keys are errors, values are validated when it is made, no number is infinite or NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound="Config")

@@ -107,6 +107,8 @@ class Profiled:
         """
         if size < 1:
             raise ConfigError(f"size {size}: a dataset has 1 sample or more")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed {seed}: a subset seed is from 0 to 2**63 - 1")
         selection = selection or SelectionConfig()
         levels = [level] if self.types else [1]
         grid = parse(GridConfig, {"strategies": [self.strategy], "sizes": [size], "levels": levels, "subset_seeds": [seed]})

@@ -2,8 +2,8 @@
 
 A typed strategy takes, for the type whose turn it is, the candidate that comes first in the seeded order and is not taken yet. So a chosen
 sample is explained by the candidates of its type that stand before it, and one that was not chosen by the place at which each of its types
-stopped. Where all kept types don't fit the size, greedy coverage takes the sample that adds most types out of a window of the pool instead,
-for the rarest type that it adds, and candidates of that type are passed over.
+stopped. Where the kept types, taken rarest first, don't all fit the size, greedy coverage takes the sample that adds most types out of a
+window of the pool instead, for the rarest type that it adds, and candidates of that type are passed over; turns only fill what is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import numpy as np
 from diversity.audit.ground import Types
 from diversity.cell import Cell
 
-_GREEDY = "all kept types did not fit the size, so greedy coverage took the sample that added most types out of a window of the pool"
+_GREEDY = (
+    "taken rarest first, the kept types did not all fit the size, "
+    "so greedy coverage took the sample that added most types out of a window of the pool"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Choosing:
         target: k_realised, k_min, M and covered of the manifest.
         rows, chosen_for: of the dataset, ascending rows.
         passes_over: why a candidate that comes first may be passed over under these settings; "" where only greedy coverage does.
+        greedy: rows that greedy coverage took; none where rarest first fitted.
     """
 
     cell: Cell
@@ -46,6 +50,7 @@ class Choosing:
     rows: np.ndarray
     chosen_for: np.ndarray
     passes_over: str = ""
+    greedy: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ class _Asked:
         self.choosing = choosing
         self.k = choosing.target["k_realised"]
         self.reason = dict(zip(choosing.rows.tolist(), choosing.chosen_for.tolist(), strict=True))
+        self.greedy = set(choosing.greedy.tolist()) & self.reason.keys()
         self._pool = (choosing.births >= 1) & (choosing.births <= self.k)
         self._places: dict[int, np.ndarray] = {}
 
@@ -206,11 +212,13 @@ def _why_chosen(asked: _Asked, t: int, row: int) -> list[str]:
         f"It was chosen for the type {label!r}, which {len(candidates)} samples of the pool have; "
         f"in the seeded order of these it stands at place {place + 1}."
     ]
-    if not passed:
+    if row in asked.greedy:
+        said.append(f"It was the one of its window: {_GREEDY}.")
+    elif not passed:
         before = {0: "It is the first of them", 1: "The one before it is in the dataset too"}
         said.append(before.get(place, f"The {place} before it are in the dataset too") + ": it was the next when the type's turn came.")
     else:
-        said.append(f"{passed} of the {place} before it are not in the dataset: {asked.choosing.passes_over or _GREEDY}.")
+        said.append(f"{passed} of the {place} before it are not in the dataset: {asked.choosing.passes_over}.")
     return said
 
 
@@ -222,8 +230,12 @@ def _why_outside(asked: _Asked, brought: Sequence[BroughtType], birth: int) -> l
     span = target["M"] - target["k_min"]
     level = max(0.0, (birth - target["k_min"]) / span) if span else 0.0
     more = f" and {len(given_up) - 5} more" if len(given_up) > 5 else ""
+    if given_up:
+        why = f"{len(given_up)} of its {len(brought)} types are not among the k = {asked.k} kept ones: {names}{more}"
+    else:
+        why = "under `unique` the pool is what is left of the samples when one after the other is removed, and it was removed before"
     return [
-        f"It is outside the pool: {len(given_up)} of its {len(brought)} types are not among the k = {asked.k} kept ones: {names}{more}.",
+        f"It is outside the pool: {why}.",
         f"It enters the pool at k = {birth}; that is from about level {level:.2f} on.",
     ]
 
@@ -234,8 +246,11 @@ def _why_lost(asked: _Asked, kept: Sequence[BroughtType]) -> list[str]:
     missing = [one for one in kept if not one.in_dataset]
     covered, k = asked.choosing.target["covered"], asked.k
     here = f"It is in the pool, and {len(kept) - len(missing)} of its {len(kept)} kept types are covered"
-    if covered < k:
+    filled = len(asked.reason) > len(asked.greedy)
+    if covered < k or not filled:
         said = [f"{here}. The size holds {covered} of the k = {k} kept types: {_GREEDY}, and this sample was in no window the one."]
+        if filled:
+            said.append(f"What room was left was filled without it: {asked.choosing.passes_over}.")
         if missing:
             names = ", ".join(repr(one.label) for one in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             said.append(f"No chosen sample has {names}.")
@@ -245,5 +260,6 @@ def _why_lost(asked: _Asked, kept: Sequence[BroughtType]) -> list[str]:
         f"{len(behind)} stopped at a candidate before it in the seeded order."
     ]
     if len(behind) < len(kept):
-        said.append(f"For {len(kept) - len(behind)} a later candidate was chosen: {asked.choosing.passes_over or _GREEDY}.")
+        why = "; or ".join(filter(None, (_GREEDY if asked.greedy else "", asked.choosing.passes_over)))
+        said.append(f"For {len(kept) - len(behind)} a later candidate was chosen: {why}.")
     return said

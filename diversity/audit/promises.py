@@ -167,17 +167,17 @@ def _chosen_for(case: Case) -> Finding:
 def _manifest(case: Case) -> Finding:
     """Recount every figure of the manifest from the rows."""
     rows, ground = case.known, case.ground
-    pool = int(case.in_pool.sum()) if case.cell.typing else None
     figures: dict[str, Any] = {
         "cell": case.cell.describe(),
         "samples": len(case.ids),
         "tokens": {side: int(tokens[rows].sum(dtype=np.int64)) for side, tokens in ground.tokens.items()},
         "sources": dict(Counter(ground.sources[rows].tolist())),
         "content": hashlib.blake2b(canonical(sorted(case.ids.astype(str).tolist())), digest_size=16).hexdigest(),
+        "pool_size": int(case.in_pool.sum()) if case.cell.typing else len(ground.ids),
     }
-    if pool is not None:
-        figures["pool_size"] = pool
     wrong = [name for name, value in figures.items() if case.manifest.get(name) != value]
+    if not _same_score(case.manifest.get("score"), ground.scores, rows):
+        wrong.append("score")
     stated = case.manifest.get("coverage", {})
     wrong += [
         f"coverage of {typing}"
@@ -185,6 +185,17 @@ def _manifest(case: Case) -> Finding:
         if not math.isclose(stated.get(typing, -1), types.covered(rows).mean(), abs_tol=1e-12)
     ]
     return found(not wrong, f"other than recounted: {', '.join(wrong) or 'nothing'}")
+
+
+def _same_score(stated: Mapping[str, Any] | None, scores: np.ndarray | None, rows: np.ndarray) -> bool:
+    """Return whether the mean of the known scores and the number of samples without one are as stated; nothing is, where none has one."""
+    if scores is None or stated is None:
+        return scores is None and stated is None
+    known = scores[rows][~np.isnan(scores[rows])]
+    if stated.get("without") != len(rows) - len(known):
+        return False
+    mean = stated.get("mean")
+    return mean is not None and math.isclose(mean, known.mean(), rel_tol=1e-9, abs_tol=1e-12) if len(known) else mean is None
 
 
 def _level(case: Case) -> Finding:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
-from diversity.config import Config, UserError
+from diversity.config import Config, Seed, UserError
 from diversity.corpus.config import CorpusConfig
 from diversity.corpus.samples import SAMPLE_SCHEMA, Sample, sample_id, samples_table, texts
 from diversity.corpus.text_match import gram_hashes, mark, mark_grams, normalise, slots, table_of, text_hashes
@@ -44,7 +44,7 @@ class InConfig(Config):
 
     fraction: float = Field(default=0.02, gt=0, lt=1)
     by: Literal["auto", "prompt", "source"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 class OutConfig(CorpusConfig):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from diversity.config import Config
+from diversity.config import Config, Seed
 from diversity.judging.controls import CONTROLS
 from diversity.judging.prompt_sets import PromptSetConfig
 from diversity.judging.rubrics import load_rubric
@@ -54,7 +54,7 @@ class BaselineConfig(Config):
 
     strategy: str | None = None
     size: int | None = Field(default=None, ge=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     answerer: str | None = None
     reference: bool = False
 

@@ -74,7 +74,7 @@ class TopicsConfig(Config):
     max_share: float = Field(default=0.01, gt=0, le=1)
     clusters: int | None = Field(default=None, ge=2)
     min_topics: int = Field(default=7, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31 - 1)  # k-means takes a signed one of 32 bits, and one more
 
     def by_density(self, n: int) -> bool:
         """Return whether n samples go through UMAP and HDBSCAN."""

@@ -61,9 +61,10 @@ def shards_of(profile: Artifact, count: int) -> RayShards:
 
     Args:
         profile: a sealed typing.
-        count: at least 1.
+        count: at least 1; no more than there are rows.
     """
     rows = CorpusRows.of(profile)
+    count = min(count, max(1, len(rows)))
     bounds = [len(rows) * part // count for part in range(count + 1)]
     n_types = int(profile.manifest["M"])
     # No core is reserved: a coordinator that held one while it waits for its actors' could wait for ever. Memory is, twice what a shard

@@ -20,7 +20,10 @@ from diversity.audit.explanation import Choosing, Explanation, Rival, explain_or
 from diversity.audit.ground import Types, id_strings
 from diversity.cell import FULL, Cell
 from diversity.config import ConfigError, load
-from diversity.keys import priorities, sample_keys
+from diversity.keys import content_priorities, priorities, sample_keys
+from diversity.selection.controls import make_control
+from diversity.selection.cover import greedily_covered
+from diversity.selection.peel import TypedInputs
 from diversity.selection.strategies import STRATEGIES, SelectionConfig
 from ray_jobs.job.runtime import tool
 from ray_jobs.tasks import building
@@ -94,22 +97,27 @@ def _row(ids: np.ndarray, sample: str) -> int:
 
 
 def _choosing(one: SealedDataset, sources: Sources, priority: np.ndarray, rows: np.ndarray, chosen_for: np.ndarray) -> Choosing:
-    """Return how a typed dataset was chosen, out of its sealed profile and peel."""
-    typing = one.cell.strategy
-    incidence = building.load_typing(sources, typing).incidence
-    peel = sources.peels[typing].read().sort_by("type")
+    """Return how a typed dataset was chosen, out of its sealed profile and peel; what greedy coverage took is found once more."""
+    samples, typing = building.load_samples(sources), building.load_typing(sources, one.cell.strategy)
+    target, incidence = one.artifact.manifest["target"], typing.incidence
+    peel = sources.peels[typing.name].read().sort_by("type")
+    births = sources.peels[typing.name].read("births").column("birth").to_numpy()
+    typed = TypedInputs(incidence, content_priorities(typing.content), peel.column("position").to_numpy(), births)
+    control = make_control(one.cell.control, samples.tokens, samples.source, len(samples.source_names), samples.scores)
+    quota = control.quota(one.cell.size, np.flatnonzero((births >= 1) & (births <= target["k_min"])))
     return Choosing(
         cell=one.cell,
         types=Types(incidence.indptr, incidence.indices, incidence.n_types),
-        labels=peel.column("label").to_pylist(),
+        labels=typing.label,
         df=peel.column("df").to_numpy(),
-        position=peel.column("position").to_numpy(),
-        births=sources.peels[typing].read("births").column("birth").to_numpy(),
+        position=typed.position,
+        births=births,
         priority=priority,
-        target=one.artifact.manifest["target"],
+        target=target,
         rows=rows,
         chosen_for=chosen_for,
         passes_over=_passes_over(one.cell, sources.selection),
+        greedy=greedily_covered(typed, target["k_realised"], quota, control, samples.keys, one.cell.subset_seed),
     )
 
 

@@ -20,6 +20,11 @@ FLAGS = {
     "corpus.max_rejected": "--max-rejected",
     "corpus.paths": "the data",
     "profile.scorer.min_score=": "--min-score ",
+    "profile.scorer.min_score": "--min-score",
+    "corpus.min_score": "--min-score",
+    "grid.controls": "--control",
+    "grid.subset_seeds.0": "--seed",
+    "selection.rho": "--rho",
 }
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "b": 1000**3, "g": 1000**3}
 

@@ -85,7 +85,8 @@ def pick(given: argparse.Namespace) -> Artifact:
     started = time.perf_counter()
     out, format = _target(given)
     _amount(given)
-    context = Context(compose(given), Path("pick"))
+    with told_by_flags():
+        context = Context(compose(given), Path("pick"))
     context.storage.check_writable()
     with told_by_flags():
         run_stage(context, "ingest")

@@ -49,6 +49,8 @@ def test_a_strategy_without_a_dial_is_one_cell_per_size_and_seed() -> None:
         ({"sizes": [0]}, "at least 1"),
         ({"controls": ["lenght-quota"]}, "did you mean 'length-quota'"),
         ({"length_window": [300, 200]}, "a length window"),
+        ({"subset_seeds": [-1]}, "subset_seeds.0: Input should be greater than or equal to 0"),
+        ({"subset_seeds": [0, 2**63]}, "subset_seeds.1: Input should be less than"),
         ({"level": 7}, "level: unknown key: did you mean 'levels'"),
     ],
 )
@@ -63,6 +65,7 @@ def test_bad_grids_say_what_is_allowed(values: dict, message: str) -> None:
         ({"strategies": ["respons-micro"]}, "did you mean .*response-micro"),
         ({"strategies": ["response-macro@word"]}, "unknown strategy"),
         ({"strategies": ["response-micro"], "levels": ["1/2", 0.501]}, "two cells are named"),
+        ({"strategies": ["response-micro"], "level_seeds": "own", "subset_seeds": [2**63 - 1]}, "seeds of 2.*63 or more"),
     ],
 )
 def test_senseless_cells_are_refused(values: dict, message: str) -> None:

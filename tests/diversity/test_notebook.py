@@ -94,6 +94,8 @@ def test_small_tables_have_every_level(n: int) -> None:
     assert covered[0] < at_random < covered[1] <= len(kinds)
 
 
-def test_a_size_below_one_is_refused_in_a_line() -> None:
+def test_a_size_below_one_or_a_seed_below_zero_is_refused_in_a_line() -> None:
     with pytest.raises(ConfigError, match=r"^size 0: a dataset has 1 sample or more$"):
         choose([{"instruction": f"a {i}", "output": "b c"} for i in range(30)], size=0, strategy="random")
+    with pytest.raises(ConfigError, match=r"^seed -1: a subset seed is from 0"):
+        choose([{"instruction": f"a {i}", "output": "b c"} for i in range(30)], size=1, strategy="random", seed=-1)

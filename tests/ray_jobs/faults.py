@@ -206,6 +206,14 @@ def figures_wrong(copy: Copy) -> None:
     remanifest(copy.storage, copy.paths[HIGH], lambda manifest: manifest["coverage"].update({"instruction-micro": 1.0}))
 
 
+def pool_misstated(copy: Copy) -> None:
+    remanifest(copy.storage, copy.paths[QUOTA], lambda manifest: manifest.update(pool_size=manifest["pool_size"] - 1))
+
+
+def score_made_up(copy: Copy) -> None:
+    remanifest(copy.storage, copy.paths[HIGH], lambda manifest: manifest.update(score={"mean": 5.0, "without": 0}))
+
+
 def positions_repeated(copy: Copy) -> None:
     def change(table: pa.Table) -> pa.Table:
         position = table.column("position").to_numpy().copy()

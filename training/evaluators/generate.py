@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from diversity.artifact import digest
-from diversity.config import Config, ConfigError, lookup, near_matches
+from diversity.config import Config, ConfigError, Seed, lookup, near_matches
 from diversity.corpus.heldout import PROMPTS
 from diversity.keys import order, priorities, sample_keys
 from training.chat import ChatEncoder, conversations
@@ -78,7 +78,7 @@ class GenerateConfig(Config):
     max_new_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     batch_tokens: int | None = Field(default=None, ge=1)
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: dict[str, Any] = Field(default_factory=dict)

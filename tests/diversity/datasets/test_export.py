@@ -56,7 +56,9 @@ ARGUMENTS = st.dictionaries(WORDS, WORDS | st.integers(-5, 5) | st.none() | st.l
 
 
 # Texts that Python's JSON reads, or gives up on, and that no JSON spells again.
-ODD_ARGUMENTS = st.sampled_from(['{"x": NaN}', "-Infinity", "1e999", '"\\ud800"', "[" * 2000 + "]" * 2000, "[" * 900 + "]" * 900, "7" * 5000])
+ODD_ARGUMENTS = st.sampled_from(
+    ['{"x": NaN}', "-Infinity", "1e999", '"\\ud800"', "[" * 2000 + "]" * 2000, "[" * 900 + "]" * 900, "7" * 5000]
+)
 
 
 @st.composite

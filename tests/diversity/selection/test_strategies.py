@@ -312,7 +312,7 @@ def test_the_literal_reading_is_infeasible_below_the_top_and_says_so(caplog):
 
 def test_bad_configurations_are_told_apart():
     assert parse(SelectionConfig, {"rho": 3}).rho == 3
-    for bad in ({"rho": 0.5}, {"algorithm": "peeled"}, {"materialize": True}):
+    for bad in ({"rho": 0.5}, {"rho": float("inf")}, {"rho": float("nan")}, {"algorithm": "peeled"}, {"materialize": True}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             parse(SelectionConfig, bad)
 

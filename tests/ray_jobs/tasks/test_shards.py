@@ -90,6 +90,17 @@ def test_cells_and_the_sealed_peel_are_those_of_one_machine(profile, ray_local, 
         assert peels[0].read(folder).equals(peels[1].read(folder))
 
 
+def test_there_are_no_more_shards_than_rows(tmp_path, ray_local):
+    incidence = Incidence.from_lists([[0], [0, 1], [0]], 2)
+    artifact = Storage(str(tmp_path)).artifact("profile", "0" * 32).begin()
+    ids = [f"{number:032x}" for number in range(1, 4)]
+    artifact.write(pa.table({"sample_id": ids, "types": pa.array([incidence.row(i) for i in range(3)], pa.list_(pa.int32()))}))
+    shards = shards_of(artifact.seal({"M": 2, "nnz": incidence.nnz}), 7)
+    assert len(shards.actors) == 3
+    tie = content_priorities([b"a", b"b"])
+    assert prune_sharded(shards, tie).position.tolist() == prune(incidence, tie).position.tolist()
+
+
 def test_what_shards_can_not_do_is_left_to_one_task():
     cell = Cell("response-micro", 10, Fraction(1))
     assert in_shards(cell, SelectionConfig()) and in_shards(Cell("response-macro", 10, Fraction(1)), SelectionConfig(closure="loose"))

@@ -122,6 +122,18 @@ def test_picks_are_certified_without_their_texts(tmp_path: Path) -> None:
     assert failed(verdicts_of(ground, "e")) == {(faults.HIGH, "corpus")}
 
 
+def test_the_mean_score_is_recounted(tmp_path: Path) -> None:
+    ground = seal_ground(Storage(str(tmp_path)), ["response-micro", "instruction-micro"])
+    scores = pa.array([None if row % 5 == 0 else row / 7 for row in range(len(ground.table))], pa.float64())
+    rewrite(ground.storage, "corpus/c", lambda table: table.set_column(table.column_names.index("score"), "score", scores))
+    (path,) = build(ground, SelectionConfig(), GridConfig(strategies=["random"], sizes=[30])).values()
+    said = ground.storage.at(path).manifest["score"]
+    assert failed(verdicts_of(ground, "e")) == set() and 0 < said["without"] < 30
+    for score in ({**said, "mean": said["mean"] + 1}, {**said, "mean": None}, {**said, "without": said["without"] + 1}, {}, None):
+        remanifest(ground.storage, path, lambda manifest, score=score: manifest.update(score=score))
+        assert failed(verdicts_of(ground, "e")) == {("random_n30_s0", "manifest")}
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     folder = tmp_path_factory.mktemp("sound")
@@ -160,6 +172,8 @@ def copy(sound: tuple[Path, dict[str, str]], tmp_path: Path) -> Copy:
         (faults.quota_missed, faults.QUOTA, {"control", "seed"}),
         (faults.budget_missed, faults.BUDGET, {"control", "seed"}),
         (faults.figures_wrong, faults.HIGH, {"manifest"}),
+        (faults.pool_misstated, faults.QUOTA, {"manifest"}),
+        (faults.score_made_up, faults.HIGH, {"manifest"}),
         (faults.positions_repeated, faults.HIGH, {"nested"}),
         (faults.positions_repeated, "typing response-micro", {"order"}),
         (faults.order_changed, "typing response-micro", {"order"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ray_jobs.tools.sealed import SealedDataset, find, sources_of
 from tests.ray_jobs.grids import LEVELS, build, seal_ground
 
 GRID = GridConfig(
-    strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[6, 60], levels=LEVELS, full_corpus=True
+    strategies=["response-micro", "instruction-meso", "random", "longest", "k_center"], sizes=[5, 6, 60], levels=LEVELS, full_corpus=True
 )
 
 
@@ -44,17 +45,26 @@ def choosing(one: SealedDataset) -> tuple[Choosing, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "name", ["response-micro_n60_l000_s0", "response-micro_n60_l033_s0", "instruction-meso_n60_l100_s0", "response-micro_n6_l100_s0"]
+    ("name", "by_greedy"),
+    [
+        ("response-micro_n60_l000_s0", "none"),
+        ("response-micro_n60_l033_s0", "none"),
+        ("instruction-meso_n60_l100_s0", "none"),
+        ("response-micro_n6_l100_s0", "all"),  # its kept types don't fit 6 samples
+        ("instruction-meso_n5_l033_s0", "all"),  # rarest first they don't fit 5, by greedy coverage they do
+        ("instruction-meso_n6_l033_s0", "some"),
+    ],
 )
-def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], name: str) -> None:
+def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], name: str, by_greedy: str) -> None:
     given, _ = choosing(datasets[name])
     k = given.target["k_realised"]
     sets = [set(given.types.values[a:b].tolist()) for a, b in zip(given.types.bounds[:-1], given.types.bounds[1:], strict=True)]
     kept = {t for t in range(given.types.n_types) if given.position[t] <= k}
     pool = {i for i, types in enumerate(sets) if types and types <= kept}
     chosen = dict(zip(given.rows.tolist(), given.chosen_for.tolist(), strict=True))
-    greedy = given.target["covered"] < k  # all kept types don't fit 6 samples
-    assert greedy == ("_n6_" in name)
+    greedy, turns = by_greedy != "none", by_greedy != "all"
+    assert set(given.greedy.tolist()) <= chosen.keys() and (len(given.greedy) > 0, len(given.greedy) < len(chosen)) == (greedy, turns)
+    assert given.target["covered"] == k or not turns, "without a control, turns come once all is covered"
     covered = set().union(*(sets[row] for row in chosen))
     seen, passed = set(), 0
     for row, types in enumerate(sets):
@@ -75,22 +85,39 @@ def test_what_is_said_of_every_sample_is_so(datasets: dict[str, SealedDataset], 
             if row in chosen
             else ("no type",)
             if not types
-            else ("window" if greedy else "turn",)
+            else ("turn" if turns else "window",)
             if row in pool
             else ("outside the pool",)
         )
         assert kind[0] in said
         seen.add(kind)
         if row in chosen:
-            assert found.chosen_for == given.labels[chosen[row]] and (greedy or "are not in the dataset" not in said)
-            passed += "greedy coverage took" in said
+            assert found.chosen_for == given.labels[chosen[row]] and "are not in the dataset" not in said
+            assert ("greedy coverage took" in said, "when the type's turn came" in said) == (row in given.greedy, row not in given.greedy)
+            passed += row in given.greedy
             assert [rival.chosen for rival in found.rivals[found.chosen_for] if rival.row == row] == [True]
         if row in pool and row not in chosen:
             assert f"{len(types & covered)} of its {len(types)} kept types are covered" in said
             assert ("No chosen sample has" in said) == bool(types - covered)
+            assert ("when the size was reached, the turn" in said) == turns
         for rivals in found.rivals.values():
             assert all(rival.chosen == (rival.row in chosen) for rival in rivals)
     assert len(seen) >= 3 - greedy and bool(passed) == greedy
+
+
+def test_a_sample_that_left_the_pool_of_unique_is_told_so(tmp_path: Path) -> None:
+    ground = seal_ground(Storage(str(tmp_path)), ["response-micro", "instruction-micro"])
+    build(ground, SelectionConfig(algorithm="unique", rho=1), GridConfig(strategies=["response-micro"], sizes=[8], levels=[Fraction(1, 2)]))
+    (one,) = find([f"{tmp_path}/experiments/e"])
+    given, said = choosing(one)[0], []
+    for row in range(len(ground.table)):
+        found = explain_typed(given, row)
+        if found.because[0].startswith("It is outside the pool") and all(brought.kept for brought in found.types):
+            said.append(found.because[0])
+    assert set(said) == {
+        "It is outside the pool: under `unique` the pool is what is left of the samples when one after the other is removed, "
+        "and it was removed before."
+    }
 
 
 def test_what_keeps_a_sample_out_and_what_was_passed_over() -> None:
@@ -110,12 +137,15 @@ def test_what_keeps_a_sample_out_and_what_was_passed_over() -> None:
     assert "from about level 0.50 on" in explain_typed(given, 1).because[1]
     assert "from about level 1.00 on" in explain_typed(given, 2).because[1]
     wider = dataclasses.replace(given, target={"k_realised": 3, "k_min": 3, "M": 3, "covered": 1})
-    assert "0 of its 1 kept types are covered. The size holds 1 of the k = 3 kept types" in explain_typed(wider, 1).because[0]
-    assert explain_typed(wider, 1).because[1] == "No chosen sample has 'b'."
+    by_greedy = dataclasses.replace(wider, greedy=np.array([0]))
+    assert "0 of its 1 kept types are covered. The size holds 1 of the k = 3 kept types" in explain_typed(by_greedy, 1).because[0]
+    assert explain_typed(by_greedy, 1).because[1] == "No chosen sample has 'b'."
+    assert "greedy coverage took" in explain_typed(by_greedy, 0).because[1], "though it is the first: there were no turns"
     assert "It is the first of them" in explain_typed(wider, 0).because[1]
     later = dataclasses.replace(wider, rows=np.array([2]), chosen_for=np.array([0]), passes_over="the budget")
     assert explain_typed(later, 2).because[1] == "1 of the 1 before it are not in the dataset: the budget."
-    greedy = dataclasses.replace(later, passes_over="")
+    assert "filled without it: the budget." in explain_typed(later, 0).because[1]
+    greedy = dataclasses.replace(later, passes_over="", greedy=np.array([2]))
     assert "greedy coverage took" in explain_typed(greedy, 2).because[1] and "greedy coverage took" in explain_typed(greedy, 0).because[0]
 
 

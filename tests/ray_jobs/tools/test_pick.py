@@ -133,6 +133,10 @@ def test_sizes_that_cannot_be_had(data: Path, storage: Path, capsys: pytest.Capt
         (["--size", 5, "--out", "picked"], "a file ends in .jsonl or .parquet; for a folder say --format"),
         (["--size", 5, "--out", "a.parquet", "--format", "alpaca"], "alpaca is written as .jsonl"),
         (["--size", 5, "--out", "taken.jsonl"], "taken.jsonl is there already: give another name, or --overwrite"),
+        (["--size", 5, "--seed", -1], "--seed: Input should be greater than or equal to 0 (got -1)"),
+        (["--size", 5, "--seed", 2**63], "--seed: Input should be less than 9223372036854775808"),
+        (["--size", 5, "--rho", "inf"], "--rho: Input should be a finite number (got inf)"),
+        (["--size", 5, "--max-rejected", "nan"], "--max-rejected: Input should be "),
         (["--size", 5, "--columns", "{a"], "--columns '{a' is no mapping: write it as '{instruction: question, response: answer}'"),
     ],
 )
