@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         "differences": lambda: difference_rows(scored, measured),
         "contrasts": lambda: contrast_rows(scored, measured),
         "partial effects, spread": lambda: partial_rows(scored, facts) + spread_rows(scored),
-        "best cells": lambda: best_rows(scored),
+        "best cells": lambda: best_rows(scored, measured),
         "correlations": lambda: correlation_rows(scored, tables["metrics"], generator, given.bootstraps),
     }
     rows, total = [], 0.0

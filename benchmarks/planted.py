@@ -196,7 +196,7 @@ def correlation_covers(generator: np.random.Generator, datasets: int, arms: int,
 def best_holds(generator: np.random.Generator, **design: Any) -> bool:
     """Return whether the kept set holds one of seven equally good levels, any of which may be called the best: hardest to promise."""
     rows = scores(generator, **design)
-    (row,) = best_rows(rows, int(1e6 * abs(rows[0]["value"])))
+    (row,) = best_rows(rows, measured(rows))
     kept = 1 + (int(row["note"].split()[0]) if row["note"][0].isdigit() else 0)
     return bool(generator.random() < kept / 7)
 

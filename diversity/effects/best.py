@@ -9,14 +9,14 @@ import numpy as np
 from diversity.effects.ledger import generator_for
 from diversity.effects.partial import pooled_sd
 from diversity.effects.schema import SCORE, Row, arm_name, grouped, head_of
-from diversity.effects.slopes import within
+from diversity.effects.slopes import Measured, within
 from diversity.effects.units import datasets, runs_of
 
 DRAWS = 4000
 NUMBERS = 8_000_000  # at most so many random numbers
 
 
-def best_rows(scored: Sequence[Row], seed: int = 0) -> list[Row]:
+def best_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
     """Return the arm and level with the best mean score at each size, its interval, and which others may as well be the best.
 
     The mean of the best of many is too good by selection, and its interval says nothing of that. The note counts the others that Gupta's
@@ -25,7 +25,7 @@ def best_rows(scored: Sequence[Row], seed: int = 0) -> list[Row]:
 
     Args:
         scored: rows of RESULTS_SCHEMA with a value.
-        seed: of the draws.
+        measured: what else is known.
     """
     rows: list[Row] = []
     for key, group in grouped(scored, (*SCORE, "size")):
@@ -36,12 +36,13 @@ def best_rows(scored: Sequence[Row], seed: int = 0) -> list[Row]:
         best = int(np.argmax(sign * means))
         arm, units = cells[best]
         head = {**head_of(key, group, "best"), **arm, "method": "mean", "n": len(units), "runs": runs_of(units), "se_within": within(units)}
-        head["estimate"] = means[best]
+        size = key["size"]
+        head |= {"estimate": means[best], **measured.ledger.count(head, lambda row, size=size: row["size"] == size)}
         sd, dof = pooled_sd(values)
         if not dof or not sd > 0:
             rows.append({**head, "note": "no level has two datasets that differ, so nothing is known of its uncertainty"})
             continue
-        kept = _kept(sign * means, counts, sd, dof, generator_for(seed, "best", *key.values()))
+        kept = _kept(sign * means, counts, sd, dof, generator_for(measured.seed, "best", *key.values()))
         names = [arm_name(k["strategy"], k["control"]) + ("" if k["level"] is None else f" at level {k['level']:.2g}") for k, _ in cells]
         others = [names[i] for i in np.argsort(-sign * means) if kept[i] and i != best]
         rows.append({**head, **_interval(means[best], sd, dof, int(counts[best])), "note": _told(others)})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diversity.effects.ledger import Ledger, generator_for, of_arm
 from diversity.effects.permutation import permutation_p, smallest_p
-from diversity.effects.regression import Others, Slope, bayesian_ridge, holm, lack_of_fit, mean_of, slope_difference
+from diversity.effects.regression import FEW_DOF, Others, Slope, bayesian_ridge, holm, lack_of_fit, mean_of, slope_difference
 from diversity.effects.schema import MIN_LEVELS, PREDICTORS, SCORE, SUBSETS, Row, grouped, head_of
 from diversity.effects.units import Design, blocks_of, datasets, design_of, line_through, runs_of, seed_labels
 
@@ -46,18 +46,18 @@ class Measured:
 
         Prompts are crossed with runs: each has a slope of its own, and how these differ reaches the slope of the mean over prompts whatever
         the number of runs. The two variances add up (a little too large: what is peculiar to a run and a prompt stands in both), with
-        Satterthwaite's degrees of freedom.
+        the degrees of freedom of `with_error`.
         """
         if self.prompt_error is None or not line.se > 0:
             return line, None
-        by_run = {run: float(w) / len(unit["runs"]) for unit, w in zip(units, weights, strict=True) for run in unit["runs"]}
+        by_run: dict[str, float] = {}
+        for unit, weight in zip(units, weights, strict=True):
+            for run in unit["runs"]:  # two arms may share one
+                by_run[run] = by_run.get(run, 0.0) + float(weight) / len(unit["runs"])
         found = self.prompt_error(head, by_run)
         if found is None or found[1] < 2:
             return line, None
-        error, prompts = found
-        se = float(np.hypot(line.se, error))
-        dof = int(se**4 / (line.se**4 / line.dof + error**4 / (prompts - 1)) + 1e-9)
-        return Slope(line.estimate, se, dof, line.n, line.residual_sd, line.intercept), error
+        return with_error(line, found[0], found[1] - 1), found[0]
 
 
 def slope_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
@@ -71,12 +71,13 @@ def slope_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
         scored: rows of RESULTS_SCHEMA with a value.
         measured: what else is known.
     """
-    dialled = [row for row in scored if row["level"] is not None]
     rows: list[Row] = []
-    for key, group in grouped(dialled, (*SCORE, "size", "control", "strategy")):
-        for predictor, subset in itertools.product(measured.predictors, SUBSETS):
-            rows += _slopes({**head_of(key, group, "slope"), "predictor": predictor, "subset": subset}, group, measured)
-        rows += shape_rows(head_of(key, group, "ends"), group)
+    for arm, group in measured.ledger.arms(scored):
+        if measured.ledger.levels(arm, group):
+            for predictor, subset in itertools.product(measured.predictors, SUBSETS):
+                rows += _slopes({**arm, "kind": "slope", "predictor": predictor, "subset": subset}, group, measured)
+            rows += shape_rows({**arm, "kind": "ends"}, group, measured)
+    dialled = [row for row in scored if row["level"] is not None]
     for key, group in grouped(dialled, (*SCORE, "control", "strategy")):
         if len({row["size"] for row in group}) > 1:
             chosen = measured.predictors if _one_k(group) else [name for name in measured.predictors if name == "coverage"]
@@ -88,14 +89,31 @@ def slope_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
 
 
 def adjust(rows: Sequence[Row], family: Sequence[str]) -> None:
-    """Write Holm's p into the rows that have one, over each family of tests; one whose runs are still missing counts as a test to come."""
+    """Write Holm's p into the rows that have one, over each family of tests; one whose runs are missing or diverged is a test too."""
     tested = [row for row in rows if row.get("p") is not None and np.isfinite(row["p"])]
-    coming = [row for row in rows if row.get("p") is None and row.get("missing")]
+    coming = [row for row in rows if row.get("p") is None and (row.get("missing") or row.get("diverged"))]
     for key, group in grouped(tested, family):
         more = sum(all(row.get(name) == value for name, value in key.items()) for row in coming)
         adjusted = holm([*(row["p"] for row in group), *[1.0] * more])
         for row, p in zip(group, adjusted, strict=False):
             row["p_holm"] = p
+
+
+def with_error(line: Slope, error: float, dof: int) -> Slope:
+    """Return the line with an independent standard error, of so many degrees of freedom, added to its own.
+
+    Degrees of freedom are Satterthwaite's, but no more than keep the interval from becoming narrower than the line's own: few seeds often
+    tell far too small an error, and the formula trusts it. Under 3 the line's own are kept, as in `slope_difference`.
+    """
+    from scipy import stats
+
+    se, found = float(np.hypot(line.se, error)), line.dof
+    if line.dof >= FEW_DOF:
+        own = float(stats.t.ppf(0.975, line.dof)) * line.se
+        found = int(se**4 / (line.se**4 / line.dof + error**4 / dof) + 1e-9)
+        while found > line.dof and float(stats.t.ppf(0.975, found)) * se < own:
+            found -= 1
+    return Slope(line.estimate, se, found, line.n, line.residual_sd, line.intercept)
 
 
 def inference(line: Slope) -> Row:
@@ -160,7 +178,7 @@ def _slopes(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
     units = chosen(group, head["predictor"], head["subset"])
     x, y = columns_of(units, head["predictor"])
     counts = measured.ledger.count(head, of_arm(head))
-    head = {**head, **counts, "given": "", "n": len(units), "runs": runs_of(units), "se_within": within(units)}
+    head = {**head, **counts, "given": "", **_resting_on(units)}
     if (levels := len(np.unique(x))) < MIN_LEVELS:
         note = f"a slope needs {MIN_LEVELS} different values of {head['predictor']}, there are {levels}"
         return [{**head, "method": "ols", "note": note}]
@@ -172,7 +190,8 @@ def _slopes(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
         line = line_through(x, y, design, sizes)
     except ValueError as error:
         return [{**head, "method": "ols", "note": str(error)}]
-    row = {**head, "method": "ols", "note": ONE_SEED if design.kind == "one subset seed" else None}
+    used = [unit for unit, is_used in zip(units, design.used, strict=True) if is_used]
+    row = {**head, **_resting_on(used), "method": "ols", "note": ONE_SEED if design.kind == "one subset seed" else None}
     if head["predictor"] == "level":
         row |= _shuffled(x, y, design, sizes, generator_for(measured.seed, *(head.get(n) for n in ("kind", *FAMILY, "strategy"))))
         line, row["se_prompts"] = measured.over_prompts(head, line, units, weights_of(x, design, sizes))
@@ -182,6 +201,11 @@ def _slopes(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
         {**row, **inference(line)},
         {**head, "method": "bayesian-ridge", "estimate": 100 * float(ridge.weights[0]), "se": ridge_se},
     ]
+
+
+def _resting_on(units: Sequence[Row]) -> Row:
+    """Return how many datasets and runs a figure rests on, and their error over samples, as columns."""
+    return {"n": len(units), "runs": runs_of(units), "se_within": within(units)}
 
 
 def _shuffled(x: NDArray[np.float64], y: NDArray[np.float64], design: Design, sizes: Sequence[int], generator: np.random.Generator) -> Row:
@@ -201,7 +225,7 @@ def _length_ratio(units: Sequence[Row]) -> float | None:
     return float(np.mean(high) / np.mean(low)) if ends[0] < ends[1] else None
 
 
-def shape_rows(head: Row, group: Sequence[Row]) -> list[Row]:
+def shape_rows(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
     """Return what a line can't say of an arm: the difference of its ends from the means of levels, and p that the means lie on a line."""
     units = chosen(group, "level", "all")
     x, y = columns_of(units, "level")
@@ -210,21 +234,31 @@ def shape_rows(head: Row, group: Sequence[Row]) -> list[Row]:
     labels = seed_labels(units)
     design = design_of(x, labels)
     blocks = None if design.kind == "independent datasets" else labels
-    head = {**head, "predictor": "level", "subset": "all", "given": "", "n": len(units), "runs": runs_of(units), "design": design.kind}
-    rows = [{**head, "method": "level-means", "level": float(x.max()), **_ends(x, y, design)}]
+    head = {**head, "predictor": "level", "subset": "all", "given": "", "design": design.kind}
+    rows = [{**head, "method": "level-means", "level": float(x.max()), **_ends(head, units, x, y, design, measured)}]
     fit = lack_of_fit(x, y, blocks)
     if np.isfinite(fit.p):
-        rows.append({**head, "kind": "fit", "method": "f-test", "estimate": fit.statistic, "dof": fit.within, "p": fit.p})
+        found = {"kind": "fit", "method": "f-test", "estimate": fit.statistic, "dof": fit.within, "p": fit.p}
+        rows.append({**head, "n": len(units), "runs": runs_of(units), **found})
     return rows
 
 
-def _ends(x: NDArray[np.float64], y: NDArray[np.float64], design: Design) -> Row:
+def _ends(
+    head: Row, units: Sequence[Row], x: NDArray[np.float64], y: NDArray[np.float64], design: Design, measured: Measured
+) -> Row:
     """Return the mean at the highest level less that at the lowest: by seed where seeds have both, else by Welch."""
     top, bottom = x == x.max(), x == x.min()
+    apart = np.zeros(len(x), np.int64) if design.kind == "independent datasets" else design.labels
+    pairs = [(top & (apart == label), bottom & (apart == label)) for label in np.unique(apart)]
+    pairs = [(high, low) for high, low in pairs if high.any() and low.any()]
+    if not pairs:
+        note = "no subset seed has both ends"
+        return {"n": len(units), "runs": runs_of(units), "estimate": float(y[top].mean() - y[bottom].mean()), "note": note}
+    weights = sum((high / high.sum() - low / low.sum() for high, low in pairs), np.zeros(len(x))) / len(pairs)
     if design.kind == "independent datasets":
-        return {**inference(slope_difference(mean_of(y[top]), mean_of(y[bottom]))), "sd_between": None}
-    labels = design.labels
-    both = [label for label in np.unique(labels) if (top & (labels == label)).any() and (bottom & (labels == label)).any()]
-    if not both:
-        return {"estimate": float(y[top].mean() - y[bottom].mean()), "note": "no subset seed has both ends"}
-    return inference(mean_of([y[top & (labels == label)].mean() - y[bottom & (labels == label)].mean() for label in both]))
+        change = slope_difference(mean_of(y[top]), mean_of(y[bottom]))
+    else:
+        change = mean_of([y[high].mean() - y[low].mean() for high, low in pairs])
+    change, error = measured.over_prompts(head, change, units, weights)
+    resting = [unit for unit, weight in zip(units, weights, strict=True) if weight]
+    return {"n": len(resting), "runs": runs_of(resting), **inference(change), "se_prompts": error}

@@ -51,7 +51,7 @@ def effects_table(
     mark(rows, plan)
     if coverage is not None and sources is not None:
         rows += partial_rows(scored, dataset_facts(results, coverage, sources))
-    rows += spread_rows(scored) + best_rows(scored, seed)
+    rows += spread_rows(scored) + best_rows(scored, measured)
     if metrics is not None:
         rows += correlation_rows(scored, metrics, generator_for(seed, "correlation"), bootstraps)
     return table_of(rows)

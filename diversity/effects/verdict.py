@@ -45,7 +45,7 @@ class Statement:
 def verdict(effects: pa.Table) -> list[Statement]:
     """Return what may be said from the primary score: each arm's slope on level, then the contrasts, then the best cells.
 
-    Confirmatory ones come first of each kind.
+    Contrasts are those with random datasets, and those that a plan names. Confirmatory ones come first of each kind.
 
     Args:
         effects: rows of EFFECTS_SCHEMA. Without a primary score there is no verdict: the list is empty.
@@ -53,7 +53,8 @@ def verdict(effects: pa.Table) -> list[Statement]:
     primary = [row for row in effects.to_pylist() if row["primary"]]
     arms = _Arms(primary)
     found = [_of_slope(row, arms) for row in primary if _is_slope(row) and row["subset"] == "all"]
-    found += [_of_contrast(row) for row in primary if row["kind"] == "contrast" and row["other"].split(", ")[0] == "random"]
+    contrasts = [row for row in primary if row["kind"] == "contrast"]
+    found += [_of_contrast(row) for row in contrasts if row["role"] == "confirmatory" or row["other"].split(", ")[0] == "random"]
     found.sort(key=lambda statement: (statement.kind == "contrast", statement.role != "confirmatory"))
     return found + [_of_best(row) for row in primary if row["kind"] == "best"]
 
@@ -74,14 +75,10 @@ class _Arms:
         differences = [row for row in rows if row["kind"] == "difference" and row["subset"] == "all" and row["other"] == row["strategy"]]
         self.differences = {_key(row): row for row in differences}
 
-    def held(self, row: Row) -> tuple[Row, Row] | None:
-        """Return slope and difference of the arm that holds length fixed, where there is one with an interval."""
-        for control in LENGTH_CONTROLS if row["control"] == "none" else ():
-            key = (row["strategy"], row["size"], control)
-            slope, difference = self.slopes.get(key), self.differences.get(key)
-            if slope and difference and slope["low"] is not None and difference["low"] is not None:
-                return slope, difference
-        return None
+    def held(self, row: Row) -> list[tuple[Row, Row | None]]:
+        """Return slope, and its difference from the arm's own, of each arm that holds length fixed."""
+        keys = [(row["strategy"], row["size"], control) for control in LENGTH_CONTROLS if row["control"] == "none"]
+        return [(self.slopes[key], self.differences.get(key)) for key in keys if key in self.slopes]
 
 
 def _key(row: Row) -> tuple[str, int, str]:
@@ -156,13 +153,16 @@ def _of_contrast(row: Row) -> Statement:
 
 def _of_best(row: Row) -> Statement:
     place = "" if row["level"] is None else f" at level {row['level']:.2g}"
+    lost = row["missing"] + row["diverged"]
+    among = f"Among the {row['planned'] - lost} of {row['planned']} planned runs that are scored, " if lost else ""
+    subject = f"{among}{subject_of(row)}{place}"
     where = f"best of {row['size']:,} samples"
     if row["low"] is None:
-        text = f"{subject_of(row)}{place} has the best mean, {row['estimate']:.4g}; {row['note']}."
+        text = f"{subject} has the best mean, {row['estimate']:.4g}; {row['note']}."
         return Statement(where, "not known", text, kind="best")
     digits = _digits(row)
     ends = f"{row['low']:.{digits}f} to {row['high']:.{digits}f}"
-    text = f"{subject_of(row)}{place} has the best mean, {row['estimate']:.{digits}f} (95% interval {ends}, too good by selection); "
+    text = f"{subject} has the best mean, {row['estimate']:.{digits}f} (95% interval {ends}, too good by selection); "
     return Statement(where, "none shown", text + f"{row['note']}.", kind="best")
 
 
@@ -219,12 +219,17 @@ def _few(row: Row) -> str:
 
 
 def _length(row: Row, arms: _Arms) -> str:
-    """Return what is left with length held fixed, or that it isn't held."""
-    if found := arms.held(row):
-        slope, difference = found
-        left = f"{_number(slope['estimate'], slope)} (95% interval {_interval(slope)})"
-        less = f"{_number(difference['estimate'], difference)} (95% interval {_interval(difference)})"
-        return f"With length held fixed ({slope['control']}) it changes by {left}; that less the change in all is {less}."
+    """Return what is left with length held fixed, why nothing can be said of that, or that it isn't held."""
+    reasons = []
+    for slope, difference in arms.held(row):
+        reason = unknown(slope) if difference is None else unknown(slope) or unknown(difference)
+        if reason is None and difference is not None:
+            left = f"{_number(slope['estimate'], slope)} (95% interval {_interval(slope)})"
+            less = f"{_number(difference['estimate'], difference)} (95% interval {_interval(difference)})"
+            return f"With length held fixed ({slope['control']}) it changes by {left}; that less the change in all is {less}."
+        reasons.append(f"With length held fixed ({slope['control']}) nothing can be said: {reason}.")
+    if reasons:
+        return " ".join(reasons)
     if row["control"] in LENGTH_CONTROLS or row["length_ratio"] is None:
         return ""
     times = f"{row['length_ratio']:.2g} times as long at the highest level as at the lowest"
@@ -232,8 +237,8 @@ def _length(row: Row, arms: _Arms) -> str:
 
 
 def _without_level_0(row: Row, without: Row | None) -> str:
-    if without is None or without["low"] is None:
-        return "There are too few datasets to say whether it holds without level 0."
+    if without is None or (reason := unknown(without)) is not None:
+        return f"Whether it holds without level 0 can't be said{f': {reason}' if without else ''}."
     change = f"{_number(without['estimate'], without)}, 95% interval {_interval(without)}"
     same = (without["estimate"] > 0) == (row["estimate"] > 0)
     if same and not without["low"] <= 0 <= without["high"]:

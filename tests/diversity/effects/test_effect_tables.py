@@ -290,15 +290,15 @@ def test_within_and_between_errors_are_apart():
 def test_the_best_cell_and_which_others_may_as_well_be():
     generator = np.random.default_rng(26)
     rows = [result("response-micro", x, m + generator.normal(0, 0.1), seed=s) for x, m in ((0, 2), (0.5, 1.9), (1, 1)) for s in range(5)]
-    (row,) = best_rows(rows)
+    (row,) = best_rows(rows, measured(rows))
     assert (row["level"], row["note"]) == (1, "no other may be the best (95%)")
     assert row["low"] < 1 < row["high"] and row["dof"] == 12
-    (row,) = best_rows([{**r, "higher_is_better": True} for r in rows])
+    (row,) = best_rows([{**r, "higher_is_better": True} for r in rows], measured(rows))
     assert row["level"] == 0 and "level 0.5" in row["note"]
-    (row,) = best_rows(rows[::5])
+    (row,) = best_rows(rows[::5], measured(rows))
     assert row["level"] == 1 and row.get("low") is None and row["note"].startswith("no level has two datasets")
     again = [{**r, "run": r["run"] + " again", "training_seed": 1, "value": r["value"] + 0.001} for r in rows]
-    assert best_rows(rows + again)[0]["dof"] == 12  # training seeds are no further datasets
+    assert best_rows(rows + again, measured(rows + again))[0]["dof"] == 12  # training seeds are no further datasets
 
 
 def test_the_kept_set_holds_the_truly_best_in_95_of_100():
@@ -307,7 +307,7 @@ def test_the_kept_set_holds_the_truly_best_in_95_of_100():
     kept = []
     for i in range(200):
         rows = [result("response-micro", x, generator.normal(), seed=s) for x in LEVELS for s in range(3)]
-        (row,) = best_rows(rows, i)
+        (row,) = best_rows(rows, Measured(Ledger(table(rows)), i))
         others = int(row["note"].split()[0]) if row["note"][0].isdigit() else 0
         kept.append((others + 1) / 7)  # by symmetry the chance that any given one of the seven is kept
     assert np.mean(kept) == pytest.approx(0.95, abs=0.03)
