@@ -201,9 +201,9 @@ def best_holds(generator: np.random.Generator, **design: Any) -> bool:
     return bool(generator.random() < kept / 7)
 
 
-def prompts_cover(generator: np.random.Generator, prompts: int, spread: float) -> bool | None:
+def prompts_cover(generator: np.random.Generator, prompts: int, spread: float, **design: Any) -> bool | None:
     """Return whether the slope's interval holds the change over all prompts there could be, each of which has a slope of its own."""
-    rows = scores(generator, ENDS, 5, effect=1.0)
+    rows = scores(generator, effect=1.0, **design)
     own = spread * generator.normal(size=prompts)
     by_run = {row["run"]: row["value"] + row["level"] * own for row in rows}
     rows = [{**row, "value": float(by_run[row["run"]].mean())} for row in rows]

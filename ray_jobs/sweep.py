@@ -163,7 +163,7 @@ def _planned(context: Context) -> Iterator[str]:
     ]
     told = "; ".join(named) or "none, so that all findings are exploratory"
     yield f"the plan {'is' if sealed else 'will be'} sealed: primary effects {told}"
-    yield from what_can_not_be_shown(planned_runs(context.experiment).to_pylist())
+    yield from what_can_not_be_shown(planned_runs(context.experiment).to_pylist(), plan.primary)
 
 
 def _response_tokens(run: Run) -> int:

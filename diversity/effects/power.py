@@ -14,8 +14,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from diversity.effects.contrasts import opponents
 from diversity.effects.partial import pooled_sd
 from diversity.effects.permutation import orders_of, smallest_p
+from diversity.effects.plan import PrimaryConfig
 from diversity.effects.regression import FEW_DOF, ols
 from diversity.effects.schema import MIN_LEVELS, Row, arm_name, grouped
 from diversity.effects.slopes import ONE_SEED, weights_of
@@ -117,6 +119,15 @@ class PlannedSlope:
         return design_of(self.levels, np.unique(self.seeds, return_inverse=True)[1].ravel().astype(np.int64))
 
     @cached_property
+    def refused(self) -> str | None:
+        """Return why the verdict takes no slope of these datasets, or None."""
+        if (levels := len(set(self.levels.tolist()))) < MIN_LEVELS:
+            return f"a slope needs {MIN_LEVELS} different levels, there are {levels}"
+        if self.design.kind == "one subset seed":
+            return f"{ONE_SEED} (grid.level_seeds=own gives each level its own)"
+        return None
+
+    @cached_property
     def smallest_p(self) -> float | None:
         """Return the smallest p that shuffling can give; None where orders are many."""
         used = self.design.used
@@ -166,6 +177,12 @@ class PlannedContrast:
     top: int
     others: int
 
+    @property
+    def refused(self) -> str | None:
+        """Return why the verdict takes no difference of these datasets, or None."""
+        few = min(self.top, self.others) < 2
+        return f"a contrast needs 2 datasets of each, there are {self.top} and {self.others}" if few else None
+
     @cached_property
     def smallest_p(self) -> float | None:
         """Return the smallest p that shuffling can give; None where orders are many."""
@@ -201,6 +218,14 @@ class PlannedContrast:
 Planned = PlannedSlope | PlannedContrast
 
 
+def nothing_shown(planned: Planned, alpha: float = 0.05) -> str | None:
+    """Return why a design allows no claim whatever its effect is, or None."""
+    least = planned.smallest_p if planned.refused is None else None
+    if least is not None and least >= alpha:
+        return f"{len(planned.unit)} datasets allow p ≥ {least:.2g} by shuffling"
+    return planned.refused
+
+
 class Simulation:
     """Simulated scores of a plan with standard normal noise, the same for every change that is asked about.
 
@@ -220,7 +245,7 @@ class Simulation:
 
     def power(self, change: float) -> float:
         """Return how often the whole rule claims a change, given in standard deviations of a dataset, and its right sign."""
-        if (least := self.planned.smallest_p) is not None and least >= self.alpha:
+        if nothing_shown(self.planned, self.alpha):
             return 0.0
         y = self.noise + change * self.planned.unit[:, None]
         found = _holm(self.planned.t_p(y), self.others) < self.alpha
@@ -246,10 +271,12 @@ def seeds_needed(change: float, levels: Sequence[float], own: bool = False, test
     """Return how many subset seeds find a change given in standard deviations of a dataset.
 
     Raises:
-        ValueError: the change is 0, or `MOST_SEEDS` seeds are not enough.
+        ValueError: the change is 0, `MOST_SEEDS` seeds are not enough, or no slope is taken of so few levels.
     """
     if change == 0:
         raise ValueError("a change of 0 is found by no number of seeds")
+    if (few := len(set(levels))) < MIN_LEVELS:
+        raise ValueError(f"a slope needs {MIN_LEVELS} different levels, there are {few}")
 
     def enough(seeds: int) -> bool:
         return Simulation(PlannedSlope.of(levels, seeds, own), tests, alpha, SIMULATIONS // 4).power(abs(change)) >= power
@@ -283,22 +310,33 @@ def _shuffle_p(y: Floats, orders: Floats, exact: bool) -> Floats:
     return np.concatenate(found) if found else np.empty(0)
 
 
-def what_can_not_be_shown(planned: Sequence[Row], alpha: float = 0.05) -> list[str]:
-    """Return a warning for each arm whose design allows no claim whatever its effect is: to be told before anything is trained.
+def what_can_not_be_shown(planned: Sequence[Row], primary: Sequence[PrimaryConfig] = (), alpha: float = 0.05) -> list[str]:
+    """Return a warning for each slope and contrast whose design allows no claim whatever its effect is: told before anything is trained.
+
+    Contrasts are those that the verdict tells: with random datasets, and those that a plan names.
 
     Args:
         planned: rows of PLANNED_SCHEMA.
+        primary: the plan's effects.
         alpha: two-sided error of the first kind.
     """
     lines = []
-    for key, rows in grouped([row for row in planned if row["level"] is not None], ("strategy", "size", "control")):
-        cells = sorted({(row["level"], row["subset_seed"]) for row in rows})
-        if len({level for level, _ in cells}) < MIN_LEVELS:
-            continue
-        slope = PlannedSlope(np.array([level for level, _ in cells]), np.array([seed for _, seed in cells], np.int64))
-        head = f"{arm_name(key['strategy'], key['control'])}, {key['size']:,} samples: its slope will be not known whatever the effect"
-        if slope.design.kind == "one subset seed":
-            lines.append(f"{head}: {ONE_SEED} (grid.level_seeds=own gives each level its own)")
-        elif slope.smallest_p is not None and slope.smallest_p >= alpha:
-            lines.append(f"{head}: {len(cells)} datasets allow p ≥ {slope.smallest_p:.2g} by shuffling")
+    for place, rows in grouped(planned, ("size",)):
+        arms = {
+            (arm["strategy"], arm["control"]): sorted({(row["level"], row["subset_seed"]) for row in found})
+            for arm, found in grouped(rows, ("strategy", "control"))
+        }
+        flat = {arm: len(cells) for arm, cells in arms.items() if cells[0][0] is None}
+        for (strategy, control), cells in arms.items():
+            if (strategy, control) in flat:
+                continue
+            levels = np.array([level for level, _ in cells])
+            designs: list[tuple[str, Planned]] = [("its slope", PlannedSlope(levels, np.array([seed for _, seed in cells], np.int64)))]
+            for other in opponents(flat, control):
+                if other[0] == "random" or PrimaryConfig(strategy=strategy, control=control, less=other[0]) in primary:
+                    contrast = PlannedContrast(int((levels == levels.max()).sum()), flat[other])
+                    designs.append((f"level {levels.max():.2g} less {arm_name(*other)}", contrast))
+            head = f"{arm_name(strategy, control)}, {place['size']:,} samples"
+            reasons = [(what, nothing_shown(design, alpha)) for what, design in designs]
+            lines += [f"{head}: {what} will be not known whatever the effect: {reason}" for what, reason in reasons if reason]
     return lines

@@ -118,11 +118,19 @@ def is_finite(row: Row) -> bool:
 
 
 def scored_rows(results: pa.Table) -> list[Row]:
-    """Return the rows of results with a finite score; others, of runs that diverged, are told in the log and counted in the verdict."""
+    """Return the rows of results with a finite score; others, of runs that diverged, are told in the log and counted in the verdict.
+
+    A standard error that is not finite, as of one prompt group, is none.
+    """
     rows = [row for row in results.to_pylist() if row["value"] is not None]
     if diverged := sorted({row["run"] for row in rows if not is_finite(row)}):
         logger.warning("%d runs have a score that is not finite, left out of the analysis: %s", len(diverged), ", ".join(diverged[:3]))
-    return [row for row in rows if is_finite(row)]
+    return [finite_error(row) for row in rows if is_finite(row)]
+
+
+def finite_error(row: Row) -> Row:
+    """Return a row of results with None for a standard error that is not finite."""
+    return row if row["se"] is None or math.isfinite(row["se"]) else {**row, "se": None}
 
 
 def head_of(key: Row, group: Sequence[Row], kind: str) -> Row:

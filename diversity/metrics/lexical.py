@@ -24,17 +24,20 @@ class Sequences:
     """Token sequences of one side, with their n-grams numbered once for all metrics that count them.
 
     Raises:
-        ValueError: offsets that don't run from 0 to the number of tokens in ascending order, a negative token, or 2^31 tokens.
+        ValueError: offsets that don't run from 0 to the number of tokens in ascending order, a negative token or one from 2^31 on, or
+            2^31 tokens.
     """
 
     def __init__(self, tokens: NDArray[np.integer], offsets: NDArray[np.integer]) -> None:
+        if len(tokens) and tokens.max() >= 1 << 31:
+            raise ValueError(f"token id {tokens.max()}: ids lie below 2^31")
         self.tokens: Ints = np.ascontiguousarray(tokens, dtype=np.int32)
         self.offsets: Longs = np.ascontiguousarray(offsets, dtype=np.int64)
         if len(self.offsets) < 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens) or (np.diff(self.offsets) < 0).any():
             raise ValueError(f"offsets must ascend from 0 to {len(self.tokens)}, the number of tokens")
         if len(self.tokens) >= 1 << 31:
             raise ValueError("more than 2^31 tokens: measure a part")
-        if len(self.tokens) and self.tokens.min() < 0:
+        if len(tokens) and tokens.min() < 0:
             raise ValueError("a token id is never negative")
         self._numbered: list[Ngrams] = []
 

@@ -156,14 +156,15 @@ class Experiment(Config):
     def _check_plan(self, cells: Sequence[Cell]) -> None:
         """Refuse a primary effect of an arm that is not trained: it would be missing for ever."""
         dialled = list(dict.fromkeys((cell.strategy, cell.control) for cell in cells if cell.level is not None))
-        flat = list(dict.fromkeys(cell.strategy for cell in cells if cell.level is None))
+        flat = list(dict.fromkeys((cell.strategy, cell.control) for cell in cells if cell.level is None))
         for i, primary in enumerate(self.plan.primary):
             if (primary.strategy, primary.control) not in dialled:
                 arms = ", ".join(f"{{strategy: {strategy}, control: {control}}}" for strategy, control in dialled)
                 told = f"{arms} {'is' if len(dialled) == 1 else 'are'}" if arms else "no arm that is dialled is; plan={} names no effect"
                 raise ValueError(f"plan.primary.{i}: no cell of {primary.strategy} with control {primary.control} is trained; {told}")
-            if primary.less is not None and primary.less not in flat:
-                raise ValueError(f"plan.primary.{i}.less: no cell of {primary.less} is trained{near_matches(primary.less, flat)}")
+            beside = list(dict.fromkeys(strategy for strategy, control in flat if control in (primary.control, "none")))
+            if primary.less is not None and primary.less not in beside:
+                raise ValueError(f"plan.primary.{i}.less: no cell of {primary.less} is trained{near_matches(primary.less, beside)}")
 
     @property
     def cells(self) -> list[Cell]:

@@ -22,6 +22,7 @@ from ray_jobs.report.data import Curve, ReportData
 from ray_jobs.report.prompts import PromptErrors
 
 ABOUT = "about.json"
+ABOUT_NAMES = ("experiment", "note", "facts", "typings", "planned", "bands", "regenerated", "plan")
 CURVES_SCHEMA = pa.schema([("typing", pa.string()), ("df", pa.int64())])
 
 
@@ -38,7 +39,7 @@ class Analysis:
         distinct: DISTINCT_SCHEMA.
         prompts: SAMPLE_SCORES_SCHEMA, of the primary score.
         curves: CURVES_SCHEMA: document frequencies of the micro typings' tokens.
-        about: experiment, note, facts, typings, planned (cells), bands (by micro typing), regenerated, and the plan's manifest.
+        about: what `ABOUT_NAMES` has: planned are cells, bands go by micro typing, the plan is its manifest.
     """
 
     results: pa.Table
@@ -115,15 +116,28 @@ def read(folder: str) -> Analysis:
     """Return the analysis that lies in a folder, which is an artifact or just a folder.
 
     Raises:
-        ArtifactError: there is none, or one of an earlier version, without its tables.
+        ArtifactError: there is none, one of an earlier version, without its tables, or one whose files are broken.
     """
     storage, inside = located(folder)
     if not storage.exists(f"{inside}{ABOUT}"):
         raise ArtifactError(f"{folder} has no {ABOUT}: give <storage>/results/<fingerprint>, as `analyze CONFIG.yaml` seals it now")
     filesystem, root = storage.filesystem()
-    return Analysis.read(
-        lambda name: pq.read_table(f"{root}/{inside}{name}", filesystem=filesystem), lambda name: storage.read_bytes(f"{inside}{name}")
-    )
+
+    def table(name: str) -> pa.Table:
+        try:
+            return pq.read_table(f"{root}/{inside}{name}", filesystem=filesystem)
+        except FileNotFoundError:
+            raise ArtifactError(f"{folder} has no {name}, one of the tables that an analysis is computed from") from None
+        except pa.ArrowInvalid:
+            raise ArtifactError(f"{folder}: {name} is no Parquet file") from None
+
+    try:
+        found = Analysis.read(table, lambda name: storage.read_bytes(f"{inside}{name}"))
+    except ValueError:
+        raise ArtifactError(f"{folder}: {ABOUT} is no JSON") from None
+    if lacking := [name for name in ABOUT_NAMES if name not in found.about]:
+        raise ArtifactError(f"{folder}: {ABOUT} lacks {', '.join(lacking)}")
+    return found
 
 
 def located(folder: str) -> tuple[Storage, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from diversity.config import UserError
 from diversity.effects import verdict
 from diversity.effects.schema import MIN_DATASETS, MIN_LEVELS
 from ray_jobs.report import dose, plots, score_plots, svg
@@ -55,6 +57,19 @@ def render(data: ReportData) -> str:
         length_beside=dose.length_beside(data.cells, data.coverage),
         cells_json=_json({"root": ROOT, "columns": _columns(data.results), "rows": cell_rows(data)}),
     )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page or a picture; its folder is made where there is none.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}") from None
 
 
 def cell_rows(data: ReportData) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from diversity.effects import bayesian_ridge
-from diversity.effects.schema import MIN_LEVELS
+from diversity.effects.schema import MIN_LEVELS, finite_error
 from ray_jobs.report.figures import Panel, Row, figure, flat_rows, level_axis, own_coverage, panel_keys, panel_title, size_colours
 from ray_jobs.report.plots import coverage_panel
 from ray_jobs.report.svg import MUTED, SERIES
@@ -49,9 +49,9 @@ def scores(results: pa.Table) -> list[Score]:
 
 
 def score_rows(results: pa.Table, score: Score) -> list[Row]:
-    """Return the rows of one score that are finite."""
+    """Return the rows of one score that are finite, with None for a standard error that is not."""
     return [
-        row
+        finite_error(row)
         for row in results.to_pylist()
         if (row["evaluator"], row["split"], row["metric"]) == (score.evaluator, score.split, score.metric)
         and row["value"] is not None

@@ -16,7 +16,7 @@ from ray_jobs.job.runtime import absolute, tool
 from ray_jobs.report.data import ReportData
 from ray_jobs.report.dose import picture
 from ray_jobs.report.folder import read
-from ray_jobs.report.page import render
+from ray_jobs.report.page import render, write
 from ray_jobs.report.score_plots import scores
 from ray_jobs.report.text import told
 
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.save:
         analysis.save(given.save)
     if given.picture:
-        given.picture.write_text(_picture(data), "utf-8")
+        write(given.picture, _picture(data))
         print(f"\npicture: {given.picture}")
     if given.html:
-        given.html.write_text(render(data), "utf-8")
+        write(given.html, render(data))
         print(f"\npage: {given.html}")
     return 0
 

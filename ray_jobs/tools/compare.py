@@ -42,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(arm_lines(arms)))
     print("\n" + "\n".join(cell_lines(cells, list_all=given.cells)))
     if given.html:
+        from ray_jobs.report.page import write
         from ray_jobs.report.side_by_side import page
 
-        given.html.write_text(page((a, b), score, (first, second), arms, cells, cell_lines(cells)), "utf-8")
+        write(given.html, page((a, b), score, (first, second), arms, cells, cell_lines(cells)))
         print(f"\npage: {given.html}")
     return 0
 

@@ -10,12 +10,23 @@ finds, and how many a wanted change needs. Simulated by the rule that the verdic
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 from diversity.cell import GridConfig
 from diversity.config import ConfigError, parse
-from diversity.effects.power import Planned, PlannedContrast, PlannedSlope, Scatter, Simulation, scatter, seeds_needed
+from diversity.effects.power import (
+    Planned,
+    PlannedContrast,
+    PlannedSlope,
+    Scatter,
+    Simulation,
+    nothing_shown,
+    scatter,
+    seeds_needed,
+)
+from diversity.effects.schema import Row
 from ray_jobs.job.runtime import tool
 from ray_jobs.tools.compare import columns
 from ray_jobs.tools.results_files import TARGET_HELP, one_score, overlap_lines, read_scored
@@ -42,8 +53,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Print the plan's power and return the exit code."""
     given = arguments(argv)
+    _check(given)
     print("\n".join(_lines(given)))
     return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise a ConfigError where a number makes no sense."""
+    for flag, counts in (("--seeds", given.seeds), ("--tests", [given.tests]), ("--random", [given.random])):
+        for count in counts:
+            if count is not None and count < 1:
+                raise ConfigError(f"{flag} {count}: give a number from 1 on")
+    for flag, share in (("--alpha", given.alpha), ("--power", given.power)):
+        if not 0 < share < 1:
+            raise ConfigError(f"{flag} {share:g}: give a number between 0 and 1")
+    if given.change is not None and not math.isfinite(given.change):
+        raise ConfigError(f"--change {given.change:g}: give a finite number")
 
 
 def _lines(given: argparse.Namespace) -> list[str]:
@@ -69,14 +94,10 @@ def _pilot(given: argparse.Namespace) -> tuple[list[str], Scatter | None]:
     if (given.sigma is None) == (not given.results):
         raise ConfigError("give either RESULTS of a pilot or --sigma")
     if given.sigma is not None:
-        if not given.sigma > 0:
-            raise ConfigError(f"--sigma {given.sigma:g}: a standard deviation is above 0")
+        if not (given.sigma > 0 and math.isfinite(given.sigma)):
+            raise ConfigError(f"--sigma {given.sigma:g}: a standard deviation is finite and above 0")
         return [f"sigma {given.sigma:g}, as given"], None
-    rows = []
-    for number, target in enumerate(given.results):
-        name, found = read_scored(target)
-        score, found, _ = one_score(found, found, given.score)
-        rows += [{**row, "control": f"{row['control']} {number}", "run": f"{number} {row['run']}"} for row in found]  # no cell is shared
+    score, rows = _pilots(given.results, given.score)
     try:
         result = scatter(rows)
     except ValueError as error:
@@ -84,13 +105,31 @@ def _pilot(given: argparse.Namespace) -> tuple[list[str], Scatter | None]:
     low, high = result.interval()
     spread = f"{result.sd:.4g} (95% interval {low:.4g} to {high:.4g}, {result.dof} degrees of freedom)"
     if not result.sd > 0:
-        raise ConfigError(f"{name}: datasets of one level have equal scores, so they tell nothing of how far datasets scatter")
+        raise ConfigError(f"{score}: datasets of one level have equal scores, so they tell nothing of how far datasets scatter")
     return [
         f"{score}, {len({row['run'] for row in rows})} runs",
         f"sigma, of a new dataset given its arm and level: {spread}",
         f"from {result.basis}",
         *(line for target in given.results for line in overlap_lines(target)),
     ], result
+
+
+def _pilots(targets: Sequence[str], wanted: str | None) -> tuple[str, list[Row]]:
+    """Return the name of one score, the wanted or the first pilot's own, and all pilots' rows of it, so that they share no cell.
+
+    Raises:
+        ConfigError: a pilot has no such score: scores of different kinds have no scatter in common.
+    """
+    score, rows = wanted, []
+    for number, target in enumerate(targets):
+        _, found = read_scored(target)
+        try:
+            score, found, _ = one_score(found, found, score)
+        except ConfigError as error:
+            raise ConfigError(f"{target}: {error}; pilots are pooled on one score") from None
+        rows += [{**row, "control": f"{row['control']} {number}", "run": f"{number} {row['run']}"} for row in found]
+    assert score is not None
+    return score, rows
 
 
 def planned_levels(text: str) -> list[float]:
@@ -118,7 +157,7 @@ def table(levels: Sequence[float], given: argparse.Namespace, sigma: float) -> l
     for count in given.seeds:
         slope = PlannedSlope.of(levels, count, given.own_seeds)
         top = sum(level == max(levels) for level in slope.levels)
-        contrast = PlannedContrast(top, given.random or top)
+        contrast = PlannedContrast(top, top if given.random is None else given.random)
         cells = [_detectable(slope, given, sigma, tests) for tests in (1, given.tests)]
         of_contrast = [_detectable(contrast, given, sigma, tests) for tests in (1, given.tests)]
         in_sigma = f"{cells[0] / sigma:.2f}" if cells[0] < float("inf") else "none"
@@ -133,13 +172,8 @@ def table(levels: Sequence[float], given: argparse.Namespace, sigma: float) -> l
 
 def why_not(planned: Planned, what: str, seeds: int, alpha: float) -> str:
     """Return why a design can show nothing whatever the effect, "" where it can."""
-    head = f"{seeds} {'seed' if seeds == 1 else 'seeds'}: {what} will be not known whatever the effect"
-    if isinstance(planned, PlannedSlope) and planned.design.kind == "one subset seed":
-        return f"{head}: one subset seed at all levels (--own-seeds gives each level its own)"
-    least = planned.smallest_p
-    if least is not None and least >= alpha:
-        return f"{head}: {len(planned.unit)} datasets allow p ≥ {least:.2g} by shuffling"
-    return ""
+    reason = nothing_shown(planned, alpha)
+    return f"{seeds} {'seed' if seeds == 1 else 'seeds'}: {what} will be not known whatever the effect: {reason}" if reason else ""
 
 
 def _detectable(planned: Planned, given: argparse.Namespace, sigma: float, tests: int) -> float:
@@ -155,10 +189,14 @@ def _needed(levels: Sequence[float], given: argparse.Namespace, sigma: float, fo
     lines = []
     for what, value in cases:
         try:
-            seeds = seeds_needed(given.change / value, levels, given.own_seeds, 1, given.alpha, given.power)
+            counts = [
+                seeds_needed(given.change / value, levels, given.own_seeds, tests, given.alpha, given.power)
+                for tests in dict.fromkeys((1, given.tests))
+            ]
         except ValueError as error:
             raise ConfigError(f"--change {given.change:g}: {error}") from None
-        lines.append(f"A change of {given.change:g} needs {seeds} seeds, {seeds * len(levels)} datasets a strategy{what}.")
+        told = [f"{seeds} seeds, {seeds * len(levels)} datasets a strategy" for seeds in counts]
+        lines.append(f"A change of {given.change:g} needs {f', and among {given.tests} by Holm '.join(told)}{what}.")
     return lines
 
 

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diversity.artifact import ArtifactError, Storage
@@ -30,7 +31,7 @@ def read_scored(target: str) -> tuple[str, list[Row]]:
         target: see `TARGET_HELP`.
 
     Raises:
-        ArtifactError: nothing is sealed there, or no run has a score.
+        ArtifactError: nothing is sealed there, it is no table of results, or no run has a score.
     """
     name, folder, file = _place(target)
     storage, inside = located(folder)
@@ -38,7 +39,13 @@ def read_scored(target: str) -> tuple[str, list[Row]]:
     if not storage.exists(file):
         raise ArtifactError(f"{target}: there is no {storage.uri}/{file}; make it with: python -m ray_jobs.analyze")
     filesystem, root = storage.filesystem()
-    rows = scored_rows(pq.read_table(f"{root}/{file}", filesystem=filesystem))
+    try:
+        table = pq.read_table(f"{root}/{file}", filesystem=filesystem)
+    except pa.ArrowInvalid:
+        raise ArtifactError(f"{target}: {storage.uri}/{file} is no Parquet file") from None
+    if lacking := [name for name in ("cell", "run", *SCORE, "value") if name not in table.column_names]:
+        raise ArtifactError(f"{target}: {storage.uri}/{file} is no table of results, it has no column {lacking[0]}")
+    rows = scored_rows(table)
     if not rows:
         raise ArtifactError(f"{target}: no run has a score; make them with: python -m ray_jobs.sweep")
     return name, rows
