@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diversity.effects.ledger import generator_for
+from diversity.effects.ledger import generator_for, of_size
 from diversity.effects.partial import pooled_sd
 from diversity.effects.schema import SCORE, Row, arm_name, grouped, head_of
 from diversity.effects.slopes import Measured, within
@@ -36,8 +36,7 @@ def best_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
         best = int(np.argmax(sign * means))
         arm, units = cells[best]
         head = {**head_of(key, group, "best"), **arm, "method": "mean", "n": len(units), "runs": runs_of(units), "se_within": within(units)}
-        size = key["size"]
-        head |= {"estimate": means[best], **measured.ledger.count(head, lambda row, size=size: row["size"] == size)}
+        head |= {"estimate": means[best], **measured.ledger.count(head, of_size(key["size"]))}
         sd, dof = pooled_sd(values)
         if not dof or not sd > 0:
             rows.append({**head, "note": "no level has two datasets that differ, so nothing is known of its uncertainty"})

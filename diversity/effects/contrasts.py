@@ -35,9 +35,8 @@ def difference_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
         pairs += [(arm, (arm[0], "none")) for arm in arms if arm[1] != "none" and (arm[0], "none") in arms]
         lines = {(name, subset): _arm_line(found, subset) for name, (_, found) in arms.items() for subset in SUBSETS}
         for (a, b), subset in itertools.product(pairs, SUBSETS):
-            mine, theirs = of_arm(arms[a][0]), of_arm(arms[b][0])
             head = {**arms[a][0], "kind": "difference", "other": arm_name(*b), "predictor": "level", "subset": subset, "method": "ols"}
-            head |= measured.ledger.count(head, lambda row, mine=mine, theirs=theirs: mine(row) or theirs(row))
+            head |= measured.ledger.count(head, of_arm(arms[a][0]), of_arm(arms[b][0]))
             first, second = lines[a, subset], lines[b, subset]
             if first is not None and second is not None:
                 rows.append(_difference(head, first, second, measured))
@@ -137,8 +136,7 @@ def opponents(flat: Collection[tuple[str, str]], control: str) -> list[tuple[str
 
 
 def _contrast(head: Row, other: Row, mine: Sequence[Row], others: Sequence[Row], measured: Measured) -> Row:
-    upper, flat = of_arm(head, [head["level"]]), of_arm(other)
-    head = {**head, **measured.ledger.count(head, lambda row: upper(row) or flat(row))}
+    head = {**head, **measured.ledger.count(head, of_arm(head, [head["level"]]), of_arm(other))}
     first, second = (sorted(datasets(rows), key=lambda unit: unit["cell"]) for rows in (mine, others))
     both = [*first, *second]
     head = {**head, "given": "", "subset": "all", "n": len(both), "runs": runs_of(both), "se_within": within(both)}

@@ -34,9 +34,9 @@ class Ledger:
             found = self.finite if is_finite(row) else self.diverged
             found.setdefault(_score(row), set()).add(_run(row))
 
-    def count(self, score: Mapping[str, Any], wanted: Callable[[Row], bool]) -> Row:
-        """Return planned, missing and diverged runs of one score among the planned cells that are wanted, as columns of effects."""
-        runs = {run for run, row in self.planned.items() if wanted(row)}
+    def count(self, score: Mapping[str, Any], *wanted: Callable[[Row], bool]) -> Row:
+        """Return planned, missing and diverged runs of one score among the planned cells that are wanted by any, as columns of effects."""
+        runs = {run for run, row in self.planned.items() if any(one(row) for one in wanted)}
         diverged = runs & self.diverged.get(_score(score), set())
         left = runs - diverged - self.finite.get(_score(score), set())
         return {"planned": len(runs), "missing": len(left), "diverged": len(diverged)}
@@ -74,6 +74,11 @@ def of_arm(head: Mapping[str, Any], levels: Iterable[float] | None = None) -> Ca
         return mine and (chosen is None or row["level"] in chosen)
 
     return wanted
+
+
+def of_size(size: int) -> Callable[[Row], bool]:
+    """Return whether a planned row has a size."""
+    return lambda row: bool(row["size"] == size)
 
 
 def generator_for(seed: int, *names: Any) -> np.random.Generator:

@@ -92,7 +92,7 @@ EFFECTS_SCHEMA = pa.schema(
         ("role", pa.string()),  # confirmatory | exploratory
         ("sd_between", pa.float64()),  # of datasets about the line or their mean
         ("se_within", pa.float64()),  # root mean square of the runs' standard errors over samples
-        ("se_prompts", pa.float64()),  # slope: its standard error over prompts, already part of se
+        ("se_prompts", pa.float64()),  # slope, ends, difference, contrast: its standard error over prompts, already part of se
         ("length_ratio", pa.float64()),  # slope: mean response length at the highest level over that at the lowest
         ("note", pa.string()),
     ]

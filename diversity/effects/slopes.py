@@ -243,9 +243,7 @@ def shape_rows(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]
     return rows
 
 
-def _ends(
-    head: Row, units: Sequence[Row], x: NDArray[np.float64], y: NDArray[np.float64], design: Design, measured: Measured
-) -> Row:
+def _ends(head: Row, units: Sequence[Row], x: NDArray[np.float64], y: NDArray[np.float64], design: Design, measured: Measured) -> Row:
     """Return the mean at the highest level less that at the lowest: by seed where seeds have both, else by Welch."""
     top, bottom = x == x.max(), x == x.min()
     apart = np.zeros(len(x), np.int64) if design.kind == "independent datasets" else design.labels

@@ -325,7 +325,7 @@ def test_the_tables_alone_give_the_same_verdict_and_the_same_page(tmp_path, caps
     told = capsys.readouterr().out.partition("\n\nreport: ")[0]
     results, sealed = index.get("results"), index.get("report")
     drawn = context.storage.read_bytes(sealed.locate("index.html")).decode()
-    copied, page = tmp_path / "copied", tmp_path / "page.html"
+    copied, page = tmp_path / "copied", tmp_path / "new" / "page.html"
     assert redraw.main([results.uri, "--save", str(copied)]) == 0
     assert capsys.readouterr().out.rstrip() == told
     shutil.rmtree(tmp_path / "runs")  # neither datasets nor scores are needed
@@ -339,6 +339,17 @@ def test_the_tables_alone_give_the_same_verdict_and_the_same_page(tmp_path, caps
 def test_a_folder_without_tables_is_told(tmp_path, capsys):
     assert redraw.main([str(tmp_path)]) == 1
     assert "has no about.json: give <storage>/results/<fingerprint>" in capsys.readouterr().err
+    data = Path(__file__).resolve().parents[2] / "docs" / "data"
+    for name, change, told in (
+        ("prompts.parquet", Path.unlink, "has no prompts.parquet, one of the tables"),
+        ("prompts.parquet", lambda path: path.write_text("x"), "prompts.parquet is no Parquet file"),
+        ("about.json", lambda path: path.write_text("{"), "about.json is no JSON"),
+        ("about.json", lambda path: path.write_text("{}"), "about.json lacks experiment, note"),
+    ):
+        broken = shutil.copytree(data, tmp_path / "broken", dirs_exist_ok=True)
+        change(broken / name)
+        assert redraw.main([str(broken)]) == 1
+        assert told in (line := capsys.readouterr().err) and len(line.strip().splitlines()) == 1
     assert redraw.main(["results.parquet"]) == 1 and "the other tables lie beside it" in capsys.readouterr().err
     for words in (["runs/results/x"], ["--html", "x.html", "runs/results/x"], ["runs/results/x", "--save", "y.yaml"]):
         assert redraw.asked(words)

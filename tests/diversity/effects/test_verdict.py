@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from diversity.effects import PLANNED_SCHEMA, Plan, PlanConfig, effects_table, verdict
 from diversity.effects.ledger import Ledger
-from diversity.effects.slopes import Measured, slope_rows
+from diversity.effects.regression import Slope
+from diversity.effects.slopes import Measured, slope_rows, with_error
 from diversity.effects.tables import table_of
 from diversity.effects.verdict import verdict_lines
 from tests.diversity.effects.results import LEVELS, noisy, picked, result, table
@@ -165,7 +166,69 @@ def test_an_interim_look_claims_nothing():
     assert slope_statement(rows, plan=planned(rows)).claim == "better"
 
 
+def lost(rows, picked, value):
+    """Return the rows with another value for those that are picked; None takes them out, as if they were not trained yet."""
+    return [row if not picked(row) else {**row, "value": value} for row in rows if value is not None or not picked(row)]
+
+
+@pytest.fixture
+def compared():
+    """An arm and random datasets, both primary, with plain effects."""
+    rows = noisy({"response-micro": -1}, np.random.default_rng(60), seeds=6, sd=0.01, levels=THREE)
+    rows += [result("random", None, 2 + 0.01 * s, seed=s) for s in range(6)]
+    primary = [{"strategy": "response-micro"}, {"strategy": "response-micro", "less": "random"}]
+    return rows, planned(rows, {"primary": primary})
+
+
+@pytest.mark.parametrize(("value", "told"), [(None, "an interim look at 6 of 12 planned runs"), (np.inf, "6 of 12 planned runs diverged")])
+@pytest.mark.parametrize("picked", [lambda row: row["level"] == 1, lambda row: row["level"] is None], ids=["level 1", "random"])
+def test_a_contrast_stays_what_the_plan_named(compared, picked, value, told):
+    """Where the highest level or the other side is not there, no other level takes its place and no statement vanishes."""
+    rows, plan = compared
+    found = [s for s in verdict(effects_table(table(lost(rows, picked, value)), plan=plan)) if s.kind == "contrast"]
+    assert [(s.subject, s.claim, s.role) for s in found] == [
+        ("response-micro, 1,000 samples: level 1 less random", "not known", "confirmatory")
+    ]
+    assert told in found[0].text
+
+
+@pytest.mark.parametrize("value", [None, np.nan])
+def test_a_primary_arm_without_a_score_is_told_and_counts_as_a_test(value):
+    rows = noisy({"response-micro": -1, "response-meso": -1}, np.random.default_rng(61), seeds=5)
+    plan = planned(rows, {"primary": [{"strategy": "response-micro"}, {"strategy": "response-meso"}]})
+    effects = effects_table(table(lost(rows, lambda row: row["strategy"] == "response-meso", value)), plan=plan)
+    found = {s.subject.split(",")[0]: s for s in verdict(effects) if s.kind == "slope"}
+    assert found["response-meso"].claim == "not known" and found["response-meso"].role == "confirmatory"
+    assert ("35 of 35 planned runs diverged" if value else "an interim look at 0 of 35 planned runs") in found["response-meso"].text
+    (row,) = picked(effects, kind="slope", strategy="response-micro", predictor="level", subset="all", method="ols")
+    assert row["p_holm"] == pytest.approx(2 * row["p"])
+    (best,) = [s for s in verdict(effects) if s.kind == "best"]
+    assert best.text.startswith("Among the 35 of 70 planned runs that are scored, response-micro")
+
+
+def test_without_a_plan_an_arm_that_diverged_is_told_too():
+    rows = noisy({"response-micro": -1, "response-meso": -1}, np.random.default_rng(62), seeds=5)
+    effects = effects_table(table(lost(rows, lambda row: row["strategy"] == "response-meso", np.inf)))
+    assert any("35 of 35 planned runs diverged" in s.text for s in verdict(effects))
+
+
+def test_other_scores_have_no_rows_of_arms_that_they_are_not_meant_for():
+    rows = noisy({"response-micro": -1, "response-meso": -1}, np.random.default_rng(63))
+    other = [{**row, "metric": "wins", "primary": False} for row in rows if row["strategy"] == "response-micro"]
+    effects = effects_table(table(rows + other), plan=planned(rows))
+    assert {row["strategy"] for row in picked(effects, kind="slope", metric="wins")} == {"response-micro"}
+
+
 # ---- the plan
+
+
+def test_a_named_contrast_with_anything_is_told():
+    rows = noisy({"response-micro": -1}, np.random.default_rng(64), seeds=6, sd=0.01, levels=THREE)
+    rows += [result("longest", None, 2 + 0.01 * s, seed=s) for s in range(4)]
+    effects = effects_table(table(rows), plan=planned(rows, {"primary": [{"strategy": "response-micro", "less": "longest"}]}))
+    (found,) = [s for s in verdict(effects) if s.kind == "contrast"]
+    assert found.claim == "better" and found.role == "confirmatory" and "better than longest" in found.text
+    assert not any(s.kind == "contrast" for s in verdict(effects_table(table(rows), plan=planned(rows))))
 
 
 def test_confirmatory_and_exploratory():
@@ -235,6 +298,37 @@ def test_the_headline_tells_length():
     assert "With length held fixed (length-quota) it changes by −0." in found.text and "that less the change in all is +0.70" in found.text
 
 
+@pytest.mark.parametrize("reason", ["6 of 18 planned runs diverged", "one subset seed"])
+def test_what_can_not_be_said_with_length_held_is_not_told_as_a_figure(reason):
+    rows = noisy({"response-micro": -1}, np.random.default_rng(65), seeds=6, levels=THREE)
+    held = [{**r, "control": "length-quota", "run": r["run"] + "q", "cell": r["cell"] + "q"} for r in rows]
+    if reason == "one subset seed":
+        held = [row for row in held if row["subset_seed"] == 0]
+    else:
+        held = lost(held, lambda row: row["subset_seed"] < 2, np.nan)
+    found = next(s for s in verdict(effects_table(table(rows + held))) if s.subject == "response-micro, 1,000 samples")
+    assert found.claim == "better" and "With length held fixed (length-quota) nothing can be said: " in found.text and reason in found.text
+    assert "it changes by" not in found.text.partition("With length")[2]
+
+
+def test_what_one_seed_says_without_level_0_is_not_that_it_holds():
+    ends = noisy({"response-micro": -1}, np.random.default_rng(66), seeds=6, sd=0.01, levels=(0, 1))
+    between = noisy({"response-micro": -1}, np.random.default_rng(67), seeds=1, sd=0.01, levels=(0.25, 0.5, 0.75))
+    found = slope_statement(ends + between)
+    assert found.claim == "better" and "Whether it holds without level 0 can't be said: all levels come of one subset seed" in found.text
+
+
+def test_the_datasets_told_are_those_that_the_slope_rests_on():
+    """Fifteen further seeds have level 0 alone: they have no slope."""
+    rows = noisy({"response-micro": -1}, np.random.default_rng(68), seeds=3, sd=0.01, levels=THREE)
+    more = [{**result("response-micro", 0, 2.0 + 0.001 * s, seed=s), "se": 5.0} for s in range(3, 18)]
+    (row,) = picked(effects_table(table(rows + more)), kind="slope", predictor="level", subset="all", method="ols")
+    assert (row["n"], row["runs"], row["dof"], row["se_within"]) == (9, 9, 2, None)
+    assert "; 9 datasets)" in slope_statement(rows + more).text
+    (ends,) = picked(effects_table(table(rows + more)), kind="ends")
+    assert ends["n"] == 6
+
+
 # ---- how often it is wrong
 
 
@@ -273,3 +367,48 @@ def test_errors_over_prompts_are_added_to_the_slope():
     assert wide["se"] == pytest.approx(np.hypot(plain["se"], 0.3)) and wide["se_prompts"] == 0.3 and wide["dof"] > plain["dof"]
     weights = heard[0]
     assert sum(weights[row["run"]] * row["value"] for row in rows) == pytest.approx(plain["estimate"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 12), st.floats(0.01, 10), st.integers(1, 1000))
+def test_a_further_error_never_makes_an_interval_narrower(dof, ratio, further):
+    line = Slope(0.0, 1.0, dof, 20, 1.0, 0.0)
+    wide = with_error(line, ratio, further)
+    assert wide.interval()[1] >= line.interval()[1] and wide.se == pytest.approx(np.hypot(1, ratio))
+    assert wide.dof == dof if dof < 3 else wide.dof >= min(dof, further)
+
+
+@pytest.mark.parametrize("kind", ["slope", "ends", "difference", "contrast"])
+def test_errors_over_prompts_are_part_of_all_that_the_verdict_tells(kind):
+    """Of three seeds too: their degrees of freedom stay two."""
+    rows = noisy({"response-micro": -1, "response-meso": 0}, np.random.default_rng(69), seeds=3, levels=THREE)
+    rows += [result("random", None, 2 + 0.1 * s, seed=s) for s in range(3)]
+    heard = []
+
+    def error(head, weights):
+        if head["kind"] == kind:
+            heard.append(sum(weights[row["run"]] * row["value"] for row in rows if row["run"] in weights))
+        return 0.05, 100
+
+    options = {"kind": kind, "strategy": "response-micro", "subset": "all"}
+    plain, wide = (
+        [r for r in picked(effects_table(table(rows), prompt_error=e), **options) if r["predictor"] in (None, "level") and r["dof"]][0]
+        for e in (None, error)
+    )
+    assert wide["se_prompts"] == 0.05 and wide["se"] == pytest.approx(np.hypot(plain["se"], 0.05))
+    assert wide["low"] < plain["low"] and wide["high"] > plain["high"] and heard[0] == pytest.approx(wide["estimate"])
+
+
+def test_a_run_that_two_arms_share_has_both_of_their_weights():
+    rows = noisy({"response-micro": -1}, np.random.default_rng(70), seeds=4, levels=THREE)
+    rows += [result("random", None, 0.0, seed=s, run=rows[3 * s + 2]["run"]) for s in range(2)]
+    rows = [{**row, "value": next(r["value"] for r in rows if r["run"] == row["run"])} for row in rows]
+    heard = []
+
+    def error(head, weights):
+        if head["kind"] == "contrast":
+            heard.append(sum(weights[run] * value for run, value in {row["run"]: row["value"] for row in rows}.items() if run in weights))
+        return 0.05, 100
+
+    (row,) = picked(effects_table(table(rows), prompt_error=error), kind="contrast")
+    assert heard == [pytest.approx(row["estimate"])]

@@ -317,6 +317,10 @@ def test_bad_input():
         Sequences(np.array([1, 2]), np.array([0, 3]))
     with pytest.raises(ValueError, match="never negative"):
         Sequences(np.array([-1]), np.array([0, 1]))
+    for wide in (np.array([5, 2**32 + 5]), np.array([2**31]), np.array([2**63], np.uint64)):
+        with pytest.raises(ValueError, match="ids lie below 2"):  # not taken for another id
+            Sequences(wide, np.array([0, len(wide)]))
+    assert Sequences(np.array([2**31 - 1]), np.array([0, 1])).tokens.tolist() == [2**31 - 1]
     with pytest.raises(ValueError, match="unknown metric 'entropi'"):
         measure("response", texts=["a"], metrics=["entropi"])
     with pytest.raises(ValueError, match="needs embeddings"):

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -69,6 +70,16 @@ class Parser(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+def test_a_standard_error_that_is_no_number_is_none(demo):
+    """A split of one prompt group has one: nothing may be drawn or written of it."""
+    rows = demo.results.to_pylist()
+    errors = [[float("nan")] * len(rows), [float("nan"), *(row["se"] for row in rows[1:])]]
+    for error in errors:
+        results = pa.Table.from_pylist([{**row, "se": e} for row, e in zip(rows, error, strict=True)], schema=demo.results.schema)
+        page = render(replace(demo, results=results))
+        assert "nan" not in page.lower() and page.count("<svg ") == render(demo).count("<svg ")
 
 
 def test_the_page_needs_nothing_from_outside(demo_page, full_page):

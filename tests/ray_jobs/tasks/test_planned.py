@@ -53,6 +53,9 @@ def test_a_primary_effect_of_what_is_not_trained_is_refused(tmp_path):
         context_of(tmp_path, less="randon")
     with pytest.raises(ConfigError, match=r"plan.primary.0: no cell of response-micro with control none is trained"):
         context_of(tmp_path, "grid.train=['random_*']")
+    beside = ["grid.controls=[none, length-quota]", "grid.train=['response-micro_*', 'random_*_length-quota']"]
+    with pytest.raises(ConfigError, match=r"plan.primary.1.less: no cell of random is trained"):
+        context_of(tmp_path, *beside)  # under another control, so that nothing would ever be compared with it
 
 
 def test_levels_with_seeds_of_their_own_share_none(tmp_path):

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diversity.artifact import Storage
-from diversity.effects import holm, ols, slope_difference
+from diversity.effects import effects_table, holm, ols, slope_difference, verdict
 from diversity.effects.comparing import compare_arms, compare_cells
 from diversity.effects.ledger import Ledger
+from diversity.effects.plan import PrimaryConfig
 from diversity.effects.power import PlannedContrast, PlannedSlope, Simulation, _holm, scatter, seeds_needed, what_can_not_be_shown
 from diversity.effects.regression import mean_of
 from diversity.effects.slopes import Measured, slope_rows
@@ -145,7 +148,38 @@ def test_designs_are_warned_about_before_anything_is_trained():
     assert "one subset seed" in one and "grid.level_seeds=own" in one
     (two,) = what_can_not_be_shown([*planned((0, 0.5, 1), [0, 1]), *planned((0, 0.5, 1), range(5), "tokens")])
     assert "6 datasets allow p ≥ 0.056" in two
-    assert what_can_not_be_shown(planned((0, 1), [0])) == []  # no slope is asked of two levels
+    (few,) = what_can_not_be_shown(planned((0, 1), range(6)))
+    assert few.endswith("its slope will be not known whatever the effect: a slope needs 3 different levels, there are 2")
+    assert what_can_not_be_shown(planned((0, 0.5, 1), range(3))) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"), [(3, "6 datasets allow p ≥ 0.1"), (1, "needs 2 datasets of each, there are 3 and 1"), (9, None)]
+)
+def test_contrasts_are_warned_about_as_slopes_are(others, reason):
+    """With random ones always, with others where the plan names them."""
+
+    def planned(strategy, levels, seeds):
+        return [{"strategy": strategy, "size": 1, "control": "none", "level": x, "subset_seed": s} for x in levels for s in range(seeds)]
+
+    dialled = planned("response-micro", (0, 0.5, 1), 3)
+    told = what_can_not_be_shown([*dialled, *planned("random", (None,), others)])
+    assert len(told) == (reason is not None) and all(reason in line and "level 1 less random will be not known" in line for line in told)
+    longest = [*dialled, *planned("longest", (None,), others)]
+    named = [PrimaryConfig(strategy="response-micro", less="longest")]
+    assert what_can_not_be_shown(longest) == [] and len(what_can_not_be_shown(longest, named)) == len(told)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from([0, 0.25, 0.5, 0.75, 1]), min_size=2), st.integers(1, 3), st.booleans(), st.integers(0, 3))
+def test_what_is_refused_beforehand_is_what_the_verdict_does_not_know(levels, seeds, own, others):
+    """And the other way about: whatever is not warned about can be claimed, where the effect is plain."""
+    planned = PlannedSlope.of(sorted(levels), seeds, own)
+    rows = rows_of(planned, 100 * planned.levels + np.random.default_rng(len(levels)).normal(size=len(planned.levels)))
+    rows += [result("random", None, -900.0 + s, seed=s, higher=True) for s in range(others)]
+    warned = {"random" if "less random" in line else "slope" for line in what_can_not_be_shown(rows)}
+    found = {"random" if s.kind == "contrast" else "slope": s.claim for s in verdict(effects_table(table(rows))) if s.kind != "best"}
+    assert {what for what, claim in found.items() if claim == "not known"} == warned
 
 
 # ---- the tool
@@ -163,6 +197,10 @@ def test_power_reads_a_pilot_and_plans(tmp_path, capsys):
     assert float(lines["5"][4]) > float(lines["5"][2])
     assert "2 seeds: a slope will be not known whatever the effect: 6 datasets allow p ≥ 0.056 by shuffling" in told
     assert told.count("A change of 0.5 needs") == 2
+    alone, among = (seeds_needed(0.5 / sigma.sd, (0, 0.5, 1), tests=tests) for tests in (1, 6))
+    assert (
+        alone < among and f"{alone} seeds, {3 * alone} datasets a strategy, and among 6 by Holm {among} seeds, {3 * among} datasets" in told
+    )
     assert power.main([str(tmp_path / "results" / "r-pilot" / "results.parquet"), "--seeds", "3"]) == 0
 
 
@@ -174,6 +212,23 @@ def test_two_pilots_are_pooled_within_themselves(tmp_path, capsys):
     folders = [str(seal(tmp_path, name, rows)) for name, rows in zip("ab", pilots)]
     assert power.main([*folders, "--seeds", "3"]) == 0
     assert "16 runs" in (told := capsys.readouterr().out) and "14 degrees of freedom" in told
+
+
+def test_pilots_of_different_scores_are_not_pooled(tmp_path, capsys):
+    pilots = [noisy({"response-micro": 0}, np.random.default_rng(5), seeds=8, levels=(0.5,)) for _ in range(2)]
+    other = [{**row, "metric": "wins", "value": 50 * row["value"]} for row in pilots[1]]
+    folders = [str(seal(tmp_path, name, rows)) for name, rows in (("a", pilots[0]), ("b", other), ("c", [*other, *pilots[1]]))]
+    assert power.main([*folders[:2], "--seeds", "3"]) == 1
+    assert "there is nll/out/wins; pilots are pooled on one score" in capsys.readouterr().err
+    assert power.main([folders[0], folders[2], "--seeds", "3"]) == 0 and "nll/out/nll, 16 runs" in capsys.readouterr().out
+
+
+def test_power_of_two_levels_promises_no_slope(capsys):
+    assert power.main(["--sigma", "1", "--levels", "0,1", "--seeds", "6"]) == 0
+    told = capsys.readouterr().out
+    assert "6 seeds: a slope will be not known whatever the effect: a slope needs 3 different levels, there are 2" in told
+    (line,) = [line.split() for line in told.splitlines() if line.split()[:2] == ["6", "12"]]
+    assert line[2:5] == ["none"] * 3 and float(line[5]) > 0  # the contrast can be shown
 
 
 def test_power_without_a_pilot(capsys):
@@ -190,6 +245,15 @@ def test_power_without_a_pilot(capsys):
         (["--sigma", "1", "--levels", "1,1"], "two different fractions"),
         (["--sigma", "1", "--levels", "many"], "--levels many"),
         (["--sigma", "1", "--levels", "0,0.5,1", "--seeds", "3", "--change", "0"], "--change 0"),
+        (["--sigma", "1", "--levels", "0,1", "--seeds", "3", "--change", "2"], "--change 2: a slope needs 3 different levels"),
+        (["--sigma", "1", "--seeds", "3", "--change", "nan"], "--change nan"),
+        (["--sigma", "inf"], "--sigma inf"),
+        (["--sigma", "1", "--seeds", "0"], "--seeds 0: give a number from 1 on"),
+        (["--sigma", "1", "--tests", "0"], "--tests 0: give a number from 1 on"),
+        (["--sigma", "1", "--random", "0"], "--random 0: give a number from 1 on"),
+        (["--sigma", "1", "--random", "-1"], "--random -1: give a number from 1 on"),
+        (["--sigma", "1", "--power", "1"], "--power 1: give a number between 0 and 1"),
+        (["--sigma", "1", "--alpha", "0"], "--alpha 0: give a number between 0 and 1"),
         (["/nowhere/at/all"], "no /nowhere/at/all/results.parquet"),
     ],
 )
@@ -258,6 +322,9 @@ def test_the_page_of_two_experiments(tmp_path, capsys):
     assert page.count("<svg ") == 2 and page.count("<title>two, response-m") == 42 and "one &lt;a&gt; and two" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
     assert "both.html" in capsys.readouterr().out
+    assert compare.main([*folders, "--html", str(tmp_path / "new" / "folder" / "both.html")]) == 0
+    assert (tmp_path / "new" / "folder" / "both.html").read_text("utf-8") == page
+    assert compare.main([*folders, "--html", str(tmp_path / "both.html" / "x.html")]) == 1 and "can't write" in capsys.readouterr().err
     alone = [str(seal(tmp_path, name, [row for row in first if row["level"] == 0])) for name in ("three", "four")]
     assert compare.main([*alone, "--html", str(tmp_path / "none.html")]) == 0
     assert "No arm has three scored levels in both." in (tmp_path / "none.html").read_text("utf-8")
@@ -268,6 +335,14 @@ def test_scores_that_are_not_shared_are_named(tmp_path, capsys):
     a, b = seal(tmp_path, "one", rows), seal(tmp_path, "two", [{**row, "metric": "other"} for row in rows])
     assert compare.main([str(a), str(b)]) == 1 and "no score in common" in capsys.readouterr().err
     assert compare.main([str(a), str(a), "--score", "x/y/z"]) == 1 and "there is nll/out/nll" in capsys.readouterr().err
+
+
+def test_what_is_no_table_of_results_is_told(tmp_path, capsys):
+    folder = seal(tmp_path, "one", noisy({"response-micro": -1}, np.random.default_rng(7)))
+    for told, file in (("it has no column run", ROOT / "docs" / "data" / "cells.parquet"), ("is no Parquet file", tmp_path / "x.parquet")):
+        (tmp_path / "x.parquet").write_text("x")
+        assert compare.main([str(file), str(folder)]) == 1
+        assert told in (line := capsys.readouterr().err) and len(line.strip().splitlines()) == 1
 
 
 def test_they_run_as_commands(tmp_path):
