@@ -34,9 +34,10 @@ def difference_rows(scored: Sequence[Row], measured: Measured) -> list[Row]:
         pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a[1] == b[1] == "none"]
         pairs += [(arm, (arm[0], "none")) for arm in arms if arm[1] != "none" and (arm[0], "none") in arms]
         lines = {(name, subset): _arm_line(found, subset) for name, (_, found) in arms.items() for subset in SUBSETS}
+        counts = {(a, b): measured.ledger.count(arms[a][0], of_arm(arms[a][0]), of_arm(arms[b][0])) for a, b in pairs}
         for (a, b), subset in itertools.product(pairs, SUBSETS):
             head = {**arms[a][0], "kind": "difference", "other": arm_name(*b), "predictor": "level", "subset": subset, "method": "ols"}
-            head |= measured.ledger.count(head, of_arm(arms[a][0]), of_arm(arms[b][0]))
+            head |= counts[a, b]
             first, second = lines[a, subset], lines[b, subset]
             if first is not None and second is not None:
                 rows.append(_difference(head, first, second, measured))
