@@ -311,7 +311,7 @@ def _shuffle_p(y: Floats, orders: Floats, exact: bool) -> Floats:
 
 
 def what_can_not_be_shown(planned: Sequence[Row], primary: Sequence[PrimaryConfig] = (), alpha: float = 0.05) -> list[str]:
-    """Return a warning for each slope and contrast whose design allows no claim whatever its effect is: told before anything is trained.
+    """Return warnings of slopes and contrasts whose design allows no claim whatever their effect is: told before anything is trained.
 
     Contrasts are those that the verdict tells: with random datasets, and those that a plan names.
 
@@ -320,7 +320,7 @@ def what_can_not_be_shown(planned: Sequence[Row], primary: Sequence[PrimaryConfi
         primary: the plan's effects.
         alpha: two-sided error of the first kind.
     """
-    lines = []
+    arms_told: dict[str, list[str]] = {}
     for place, rows in grouped(planned, ("size",)):
         arms = {
             (arm["strategy"], arm["control"]): sorted({(row["level"], row["subset_seed"]) for row in found})
@@ -338,5 +338,7 @@ def what_can_not_be_shown(planned: Sequence[Row], primary: Sequence[PrimaryConfi
                     designs.append((f"level {levels.max():.2g} less {arm_name(*other)}", contrast))
             head = f"{arm_name(strategy, control)}, {place['size']:,} samples"
             reasons = [(what, nothing_shown(design, alpha)) for what, design in designs]
-            lines += [f"{head}: {what} will be not known whatever the effect: {reason}" for what, reason in reasons if reason]
-    return lines
+            for what, reason in reasons:
+                if reason:
+                    arms_told.setdefault(f"{what} will be not known whatever the effect: {reason}", []).append(head)
+    return [f"{'; '.join(heads)}: {told}" for told, heads in arms_told.items()]
