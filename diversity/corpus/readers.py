@@ -14,7 +14,7 @@ import lzma
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -173,29 +173,39 @@ def _skip_line(stream: BinaryIO) -> int:
 def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[Row]:
     """Yield the records of a CSV file: every cell is the string as written. A blank file has none.
 
-    A quote that doesn't belong takes in lines up to the next one, or all of them; each counts as a row that can't be read.
+    A quote that doesn't belong takes in lines up to the next one, or all of them. Besides the broken record, each line that would be one by
+    itself counts as a row that can't be read.
     """
     csv.field_size_limit(sys.maxsize)
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    records = csv.reader(lines, delimiter=delimiter, strict=True)
+    current: list[str] = []  # lines of the record at hand
+    records = csv.reader(_noted(lines, current), delimiter=delimiter, strict=True)
     header = distinct(next(records, []))
     if not header:
         return
     row = 0
     while True:
+        current.clear()
         begins = records.line_num + 1
         try:
             record = next(records)
         except StopIteration:
             return
         except csv.Error as error:
-            for line in range(begins, records.line_num + 1):
-                yield row, Unreadable("invalid CSV", f"line {line}: {error}, in the record that begins at line {begins}")
-                row += 1
+            for number, line in enumerate(current):
+                if number == 0 or len(next(csv.reader([line], delimiter=delimiter))) == len(header):
+                    yield row, Unreadable("invalid CSV", f"line {begins + number}: {error}, in the record that begins at line {begins}")
+                    row += 1
         else:
             if record:
                 yield row, _record(header, record)
                 row += 1
+
+
+def _noted(lines: Iterable[str], notes: list[str]) -> Iterator[str]:
+    for line in lines:
+        notes.append(line)
+        yield line
 
 
 def _record(header: list[str], record: list[str]) -> Any:
