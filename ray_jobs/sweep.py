@@ -192,7 +192,7 @@ def run(context: Context) -> None:
         judged.seal_prompts(context)
     every = runs(context)
     seal_plan(context, sum(one.task.scores is not None and one.task.scores.sealed for one in every))
-    trials.enter(context.index, [one.task for one in every])
+    trials.enter(context.index.add_many, [one.task for one in every])
     _allow_again(every, experiment.sft.keep, retrain=experiment.sft.retrain)
     left = [one for one in every if not one.finished]
     telemetry.add("seals_reused", len(every) - len(left), stage="sweep")
@@ -224,7 +224,7 @@ def _train(context: Context, every: Sequence[Run], left: Sequence[Run]) -> None:
             trials.remove_folder(storage, f"tune/{name}")
             trials.tune_runs([one.describe() for one in still], tasks, demand, context.index, name, concurrent)
     finally:
-        trials.enter(context.index, [one.task for one in every])
+        trials.enter(context.index.add_many, [one.task for one in every])
 
 
 def _allow_again(every: Sequence[Run], keep: str, *, retrain: bool) -> None:

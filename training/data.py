@@ -221,4 +221,6 @@ def _refuse_odd_columns(file: Path, table: pa.Table) -> None:
 
 
 def _text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)

@@ -156,14 +156,15 @@ class Rendering:
     def _probe_turns(self, turns: Sequence[Turn], template: str, with_tools: bool) -> int | None:
         """Return the first turn that the template passes over; None where it says all of them, or refuses the probe.
 
-        A turn is looked for in the conversation up to the next answer: later texts may drop what was said before a call.
+        A turn is looked for in the conversation up to the next answer, since later texts may drop what was said before a call, and in the
+        whole, since some templates say a system turn beside the last question alone.
         """
         made = [self._spelled(_probing(number, turn)) for number, turn in enumerate(turns)]
         options: dict[str, Any] = {"chat_template": template, "tools": [PROBE_TOOL] if with_tools else None, **self._known}
-        start = 0
+        start, whole = 0, _rendered_or_nothing(made, {**options, "add_generation_prompt": turns[-1][0] != "assistant"})
         for stop in [number + 1 for number, turn in enumerate(turns) if turn[0] == "assistant" or number + 1 == len(turns)]:
             text = _rendered_or_nothing(made[:stop], {**options, "add_generation_prompt": turns[stop - 1][0] != "assistant"})
-            unsaid = [number for number in range(start, stop) if made[number]["content"] not in text]
+            unsaid = [number for number in range(start, stop) if made[number]["content"] not in text + whole]
             if text and unsaid:
                 return unsaid[0]
             start = stop
@@ -194,11 +195,13 @@ class Rendering:
         """Return a text and its assistant's spans by the template's own marks, from behind each prompt to the token that ends it."""
         text, found = self._rendered(messages, tools, return_assistant_tokens_mask=True)
         begins = self._begins(text, messages, tools)
-        spans = [
-            (max([start, *(begin for begin in begins if start < begin < stop)]), self._marked_end(text, start, stop))
-            for start, stop in found
-            if stop > start
-        ]
+        marked = [(max([start, *(begin for begin in begins if start < begin < stop)]), stop) for start, stop in found if stop > start]
+        spans = []
+        for (start, stop), (following, _) in zip(marked, [*marked[1:], (len(text), 0)], strict=True):
+            goes_on = bool(begins) and following < len(text) and not any(stop <= begin <= following for begin in begins)
+            spans.append(
+                (start, stop if goes_on else self._marked_end(text, start, stop))
+            )  # a turn may have several marks; its last one ends it
         turns = [learns(message) for message in messages if message["role"] == "assistant"]
         if all(turns):
             return text, spans

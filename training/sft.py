@@ -144,12 +144,12 @@ def fine_tune(
             every = job.sft.checkpoint_every
             if checkpoint and step + 1 < len(data.steps) and ((every and (step + 1) % every == 0) or (leaving and leaving())):
                 checkpoint(engine, step + 1, rows)
+        if any_rank([not finite(engine.module.model)])[0]:
+            raise NonFiniteLoss(_blame(data, data.steps[-1], f"the weights are not finite after step {len(data.steps) - 1}"))
         failed = False
     finally:
         if trackers:
             trackers.close(failed=failed)
-    if any_rank([not finite(engine.module.model)])[0]:
-        raise NonFiniteLoss(_blame(data, data.steps[-1], f"the weights are not finite after step {len(data.steps) - 1}"))
     figures = summary(data.counts, data.steps, rows, clock.laps, ceiling, first=done)
     return Trained(engine, pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), data.chat, figures)
 

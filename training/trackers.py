@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,26 +111,48 @@ def open_trackers(config: TrackersConfig, folder: Path, run: str, about: Mapping
 
 
 class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    """A file of events, written within the step. tensorboardX's `SummaryWriter` writes in a thread: a full disk ends that, and a step then
+    waits for ever. A curve that can't be written is no reason to end a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
 
     def step(self, number: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self.writer.add_scalar(f"train/{name}", value, number)
+        if self._writer is None:
+            return
+        values = [self._summary.Value(tag=f"train/{name}", simple_value=value) for name, value in figures.items()]
+        try:
+            self._writer.write_event(self._event(wall_time=time.time(), step=number, summary=self._summary(value=values)))
+            self._writer.flush()
+        except OSError as error:
+            _no_curve(error.strerror or str(error), f" from step {number} on")
+            self._writer = None
 
     def close(self, failed: bool) -> None:
-        self.writer.close()
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
 
 
 def _tensorboard(folder: Path) -> _TensorBoard | None:
-    for module in ("tensorboardX", "torch.utils.tensorboard"):
-        try:
-            writer = importlib.import_module(module).SummaryWriter
-        except ImportError:
-            continue
-        return _TensorBoard(writer(str(folder)))
-    logger.warning("no TensorBoard curve: neither tensorboardX nor tensorboard is installed (train.parquet has every step)")
+    try:
+        return _TensorBoard(folder)
+    except ImportError:
+        _no_curve("tensorboardX is not installed")
+    except OSError as error:
+        _no_curve(error.strerror or str(error))
     return None
+
+
+def _no_curve(why: str, since: str = "") -> None:
+    logger.warning("no TensorBoard curve%s: %s (train.parquet has every step)", since, why)
 
 
 class _Mlflow:

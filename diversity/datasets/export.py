@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import posixpath
-import secrets
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -139,12 +139,14 @@ def refuse_used(path: str, overwrite: bool) -> None:
 @contextmanager
 def _placed(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Yield where a file is to be written: on a local storage aside, so that what is there already stays until all is well."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        path = os.path.realpath(path)  # through a link, as writing goes
     folder, name = posixpath.split(path)
     filesystem.create_dir(folder, recursive=True)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         yield path
         return
-    aside = f"{folder}/.{secrets.token_hex(6)}.{name}"
+    aside = f"{folder}/.part.{name}"
     try:
         yield aside
     except BaseException:

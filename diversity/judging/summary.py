@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from diversity.effects.clustered import Estimate
 from diversity.effects.scores import SAMPLE_SCORES_SCHEMA, SCORES_SCHEMA
 from diversity.judging import agreement, style
-from diversity.judging.controls import CONTROLS, SPOILT
+from diversity.judging.controls import SPOILT
 from diversity.judging.rubrics import STRENGTH
 from diversity.judging.verdicts import SCORED, outcomes
 from diversity.judging.win_rates import (
@@ -196,21 +196,21 @@ def judge_report(judge: str, verdicts: pa.Table, calibration: Mapping[str, pa.Ta
         accuracy,
         least,
     )
-    failed = _failed(report, outcomes(pa.concat_tables(calibration.values())) if calibration else {})
+    failed = _failed(report, {name: outcomes(table) for name, table in calibration.items()})
     return replace(report, passed=not failed, warnings=[*failed, *_warnings(report)])
 
 
-def _failed(report: JudgeReport, calibration: Mapping[str, int]) -> list[str]:
+def _failed(report: JudgeReport, calibration: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Return why a judge does not pass calibration, one sentence each.
 
     Args:
         report: on it.
-        calibration: outcomes of all its verdicts on controls.
+        calibration: outcomes of its verdicts by control; of one that could not be made of any answer there are none.
     """
     if not report.controls:
         return ["not calibrated: nothing says that it tells good answers from bad ones"]
     found = []
-    if missing := [name for name in CONTROLS if name not in report.controls]:
+    if missing := [name for name, counted in calibration.items() if _asked(counted) and name not in report.controls]:
         found.append(f"not calibrated on {', '.join(missing)}: it gave no verdict there")
     if report.accuracy < report.least:
         found.append(f"prefers clean answers to spoilt ones in only {report.accuracy:.0%} of pairs; {report.least:.0%} is asked of a judge")
@@ -218,14 +218,18 @@ def _failed(report: JudgeReport, calibration: Mapping[str, int]) -> list[str]:
         found.append(f"a null answer does not clearly lose: it wins {null.value:.0%}")
     if (tail := report.controls.get("neutral tail")) is not None and tail.low > 0.5:
         found.append(f"a neutral tail wins {tail.value:.0%} against the same answer without it")
-    return [*found, *_lost(calibration, " in calibration")]
+    return [*found, *_lost(sum((Counter(counted) for counted in calibration.values()), Counter[str]()), " in calibration")]
 
 
 def _lost(counted: Mapping[str, int], where: str = "") -> list[str]:
     """Return a sentence on verdicts that are none, where they are more than `MOST_LOST`."""
-    asked = sum(counted.values()) - counted["same"] - counted["unanswered"]
+    asked = _asked(counted)
     lost = asked - counted["ok"]
     return [f"{lost:,} of {asked:,} verdicts{where} are none ({_most(counted)})"] if lost > MOST_LOST * asked else []
+
+
+def _asked(counted: Mapping[str, int]) -> int:
+    return sum(counted.values()) - counted["same"] - counted["unanswered"]
 
 
 def _warnings(report: JudgeReport) -> list[str]:

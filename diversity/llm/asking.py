@@ -21,8 +21,9 @@ PACK_EVERY = 4096
 _AGAIN = "again"  # in a kept record: how often the same was answered before
 _AGAIN_MARK = "+"
 _KEY_NAME = re.compile(
-    r"(^|_)((api|access|secret|private)_?key|(access_?)?token|secret|password|passwd|authorization|bearer|credentials?)$|^(key|auth)$"
+    r"(^|_)(key|(api|access)key|token|accesstoken|secret|password|passwd|authorization|bearer|credentials?)(_value)?$|^auth$"
 )
+_NO_KEY = re.compile(r"^prompt_cache_key$|(^|_)(bos|eos|pad|unk|stop|max|min|mask)_token$")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -176,7 +177,7 @@ def _key_in(values: Mapping[str, Any], inner: bool = False) -> str | None:
     """Return the dotted name of what looks like a key; further in, where a schema may name a property so, only of a text."""
     for name, value in values.items():
         spelled = _HUMP.sub("_", str(name)).lower().replace("-", "_")
-        if _KEY_NAME.search(spelled) and (isinstance(value, str) or not inner):
+        if _KEY_NAME.search(spelled) and not _NO_KEY.search(spelled) and (isinstance(value, str) or not inner):
             return str(name)
         if isinstance(value, Mapping) and (found := _key_in(value, inner=True)) is not None:
             return f"{name}.{found}"

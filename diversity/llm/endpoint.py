@@ -144,11 +144,16 @@ class Endpoint:
             for one in held:
                 keep(one.number, one.answer)
 
+        keeping = set[asyncio.Task[None]]()
+
         async def hand_over(held: Sequence[Held]) -> None:
-            if threads:
-                await asyncio.to_thread(keep_all, held)
-            else:
+            if not threads:
                 keep_all(held)
+                return
+            task = asyncio.ensure_future(asyncio.to_thread(keep_all, held))
+            keeping.add(task)
+            task.add_done_callback(keeping.discard)
+            await asyncio.shield(task)  # what is paid is kept, whatever is interrupted meanwhile
 
         async def every() -> None:
             progress, self._held = Progress(len(bodies)), []
@@ -161,6 +166,7 @@ class Endpoint:
                 raise
             finally:
                 self._budget.close()
+                await asyncio.gather(*keeping, return_exceptions=True)
                 await hand_over(self._held)
 
         _run(every())
@@ -319,13 +325,18 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     What interrupts the wait (Ctrl-C, SIGTERM as an exception, a cancelled task) cancels the coroutine, and goes on when that has ended.
     """
     loop = asyncio.new_event_loop()
+    begun: list[asyncio.Task[Any]] = []
+
+    async def whole() -> None:
+        begun.extend(filter(None, [asyncio.current_task()]))
+        await main
 
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(main)
+            runner.run(whole())
 
     def cancel() -> None:
-        for task in asyncio.all_tasks(loop):
+        for task in begun or asyncio.all_tasks(loop):
             task.cancel()
 
     with ThreadPoolExecutor(1) as thread:

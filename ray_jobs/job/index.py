@@ -61,9 +61,12 @@ class Index:
     def add_many(self, kind: str, artifacts: Mapping[Any, Artifact]) -> None:
         """Enter sealed artifacts of one kind; the key None enters the path itself."""
         known = {(kind, key): path for kind, key, path in self._read_entries()}
-        new = {key: artifact.path for key, artifact in artifacts.items() if known.get((kind, key)) != artifact.path}
-        _each(lambda entry: self._enter(kind, *entry), new.items())
+        self.note(kind, {key: artifact for key, artifact in artifacts.items() if known.get((kind, key)) != artifact.path})
         self._make_view()
+
+    def note(self, kind: str, artifacts: Mapping[Any, Artifact]) -> None:
+        """Enter sealed artifacts without making the view: the next to add some does. What is read is the same."""
+        _each(lambda entry: self._enter(kind, entry[0], entry[1].path), artifacts.items())
 
     def _enter(self, kind: str, key: str | None, path: str) -> None:
         name = kind if key is None else f"{kind}/{quote(key, safe='@~')}"

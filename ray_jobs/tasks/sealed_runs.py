@@ -18,7 +18,7 @@ def other_settings(storage: Storage, experiment: Experiment, scores: Mapping[str
 
     Args:
         storage: where the run lies.
-        experiment: the configuration. The kind of device and, on CPUs, the precision are the run's own business.
+        experiment: the configuration. The kind of device, on CPUs the precision, and kernels that are left open are the run's own business.
         scores: the manifest of the run's scores.
     """
     wanted = experiment.evaluation.identity()
@@ -30,7 +30,10 @@ def other_settings(storage: Storage, experiment: Experiment, scores: Mapping[str
     run = model.manifest
     if run["model"] != experiment.model and not (run["model"].startswith("/") or experiment.model.startswith("/")):
         return f"model={run['model']}"
-    has = run["sft"]
-    settled = experiment.sft.resolved(has["device"], fast_bf16=has["precision"] == "bf16")
+    has, kernels = run["sft"], experiment.sft.kernels
+    plain = experiment.sft.model_copy(update={"kernels": "plain"})  # whether fused ones are installed here is beside the point
+    settled = plain.resolved(has["device"], fast_bf16=has["precision"] == "bf16")
     asked = settled.identity(training_seed=has["training_seed"], device=has["device"])
+    if kernels == "fused" or (kernels == "auto" and "kernels" in has):
+        asked["kernels"] = "fused"
     return ", ".join(f"sft.{name}={has.get(name)}" for name in sorted({*has, *asked}) if has.get(name) != asked.get(name))

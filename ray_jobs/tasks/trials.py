@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from ray import tune
 from ray.tune.execution import class_cache
 
-from diversity.artifact import Storage, digest
+from diversity.artifact import Artifact, Storage, digest
 from diversity.config import UserError
 from ray_jobs.job import standing, telemetry
 from ray_jobs.job.experiment import ResourcesConfig
@@ -171,11 +171,11 @@ def _shown(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
 
 
-def enter(index: Index, tasks: Sequence[Task]) -> None:
-    """Enter what is sealed of some runs into the index."""
-    index.add_many("runs", {key: one.model for one in tasks if one.model.sealed for key in one.cells})
+def enter(add: Callable[[str, Mapping[Any, Artifact]], None], tasks: Sequence[Task]) -> None:
+    """Enter what is sealed of some runs by one of the index's ways to add."""
+    add("runs", {key: one.model for one in tasks if one.model.sealed for key in one.cells})
     scored = [(one, one.scores) for one in tasks if one.scores is not None and one.scores.sealed]
-    index.add_many("scores", {key: scores for one, scores in scored for key in one.cells})
+    add("scores", {key: scores for one, scores in scored for key in one.cells})
 
 
 def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Demand, index: Index) -> None:
@@ -185,7 +185,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
 
     task, storage = tasks[config["run"]["run"]], index.storage
     if task.finished:  # by a driver that was killed before Tune heard of it
-        enter(index, [task])
+        enter(index.note, [task])
         tune.report({"run": task.run, "trial_s": 0.0})
         return
     trainer = TorchTrainer(
@@ -205,7 +205,7 @@ def train_run(config: Mapping[str, Any], tasks: Mapping[str, Task], demand: Dema
     with standing.training(trainer.train_run_context.run_id):  # type: ignore[attr-defined]
         result = trainer.fit()
     figures: dict[str, Any] = dict(result.return_value)  # type: ignore[attr-defined]
-    enter(index, [task])
+    enter(index.note, [task])
     if "error" in figures:
         raise RunError(f"{', '.join(task.cells)}: {figures['error']}")
     for name in filter(None, (task.folder, task.begun)):

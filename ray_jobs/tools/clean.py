@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,14 @@ class Folder:
     written: float
 
 
-def unnamed(storage: Storage) -> list[Folder]:
-    """Return the artifacts that no index names, in order of path; those that were never sealed among them."""
-    named = _named(storage)
+def unnamed(storage: Storage, named: Collection[str]) -> list[Folder]:
+    """Return the artifacts that are not `named`, in order of path; those that were never sealed among them."""
     return [_folder(storage, artifact.path) for artifact in _all(storage) if artifact.path not in named]
 
 
-def abandoned(storage: Storage) -> list[Folder]:
-    """Return what writers left in artifacts that an index names, and the files that were never whole, in order of path."""
-    left = [path for named in _named(storage) for path in _hidden(storage, named)]
+def abandoned(storage: Storage, named: Collection[str]) -> list[Folder]:
+    """Return what writers left in artifacts that are `named`, and the files that were never whole, in order of path."""
+    left = [path for artifact in named for path in _hidden(storage, artifact)]
     left += [path for place in ("experiments", "cache") for path in _halves(storage, place)]
     left += [info.base_name for info in storage.list("") if info.base_name.startswith(".probe-")]
     return [_folder(storage, path) for path in sorted(left)]
@@ -143,11 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="remove them")
     given = parser.parse_args(argv)
     storage = Storage(absolute(given.storage))
-    if not _named(storage):
+    named = _named(storage)
+    if not named and not any(storage.exists(Index(storage, name).path) for name in experiments(storage)):
         raise ConfigError(f"{storage.uri} has no index in experiments/<name>: it is no storage, or nothing in it could be told apart")
     running = [told.facts["job"] for told in _told(storage) if told.state == "running"]
     freed = 0
-    for folder in [*unnamed(storage), *abandoned(storage)]:
+    for folder in [*unnamed(storage, named), *abandoned(storage, named)]:
         age = time.time() - folder.written
         stays = f"stays while {running[0]} runs" if running else "younger than a day, stays" if age < DAY_S else ""
         verdict = stays or ("removed" if given.yes else "would be removed")

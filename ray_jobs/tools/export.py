@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diversity.artifact import MANIFEST, Artifact, ArtifactError, Storage
 from diversity.config import UserError
+from diversity.corpus.files import ReadError
 from diversity.datasets.card import Exported, cell_of
 from diversity.datasets.export import FORMATS, export
 from ray_jobs import build_datasets
@@ -59,7 +60,11 @@ def find_datasets(what: str, overrides: Sequence[str] = (), patterns: Sequence[s
     """
     if what.endswith((".yaml", ".yml")):
         experiment = load_experiment(Path(what), overrides, inside_job=inside_job())
-        return _matching(_of_configuration(Context(experiment, Path(what), tuple(overrides))), patterns)
+        context = Context(experiment, Path(what), tuple(overrides))
+        try:
+            return _matching(_of_configuration(context), patterns)
+        except ReadError as error:
+            raise UserError(f"{error}; what the last job sealed under that name: {context.storage.uri}/{context.index.path}") from None
     if overrides:
         raise UserError(f"{overrides[0]!r}: only a CONFIG.yaml takes overrides")
     uri = absolute(what)
@@ -83,7 +88,10 @@ def _of_configuration(context: Context) -> dict[str, Artifact]:
     sealed = {name: artifact for name, artifact in datasets.items() if artifact.sealed}
     if not sealed:
         named = f"experiment {context.experiment.experiment} in {context.storage.uri}"
-        raise ArtifactError(f"{named} has no datasets of these settings yet: make them with: {context.command('build_datasets')}")
+        raise ArtifactError(
+            f"{named} has no datasets of these settings yet: make them with: {context.command('build_datasets')}; "
+            f"what the last job sealed under that name: {context.storage.uri}/{context.index.path}"
+        )
     if len(sealed) < len(datasets):
         logger.warning(
             "export: %d of %d datasets are sealed; %s makes the others", len(sealed), len(datasets), context.command("build_datasets")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -18,7 +19,7 @@ from diversity.config import ConfigError
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.ingest import ingested_artifact
 from ray_jobs.job.experiment import load_experiment
-from ray_jobs.job.index import Index
+from ray_jobs.job.index import READERS, Index
 from ray_jobs.job.journal import Told, jobs, without_credentials
 from ray_jobs.job.runtime import Context, absolute, inside_job, tool
 from ray_jobs.tasks.sealed_runs import other_settings
@@ -49,9 +50,10 @@ def stages(context: Context) -> Iterator[tuple[str, int, int, str]]:
     if "sweep" in experiment.stages:
         keys = [f"{cell.name}_t{seed}" for cell in experiment.trained_cells for seed in experiment.sft.training_seeds]
         entered = context.index.read().get("scores", {})
-        scores = [context.storage.at(entered[key]) if key in entered else None for key in keys]
-        own = [one if one and one.sealed and not other_settings(context.storage, experiment, one.manifest) else None for one in scores]
-        yield "sweep", *_count(own), "scored runs"
+        paths = list({entered[key] for key in keys if key in entered})
+        with ThreadPoolExecutor(READERS) as pool:
+            own = dict(zip(paths, pool.map(lambda path: _is_own(context, path), paths), strict=True))
+        yield "sweep", sum(own.get(entered.get(key), False) for key in keys), len(keys), "scored runs"
 
 
 def of_experiment(context: Context) -> Iterator[str]:
@@ -143,6 +145,12 @@ def _corpora(context: Context) -> list[str]:
     """Return one control for each corpus that the cells are chosen from."""
     derived = {profile_corpus.chosen_from(context, control).suffix: control for control in ("none", *context.experiment.grid.controls)}
     return list(derived.values())
+
+
+def _is_own(context: Context, path: str) -> bool:
+    """Return whether there are scores, of a run of the configuration."""
+    scores = context.storage.at(path)
+    return scores.sealed and not other_settings(context.storage, context.experiment, scores.manifest)
 
 
 def _count(artifacts: Iterable[Artifact | None]) -> tuple[int, int]:

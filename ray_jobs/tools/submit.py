@@ -173,7 +173,8 @@ def tunnel(cluster: Path) -> Iterator[str]:
     command, environment = ray_command("dashboard", str(cluster), "--port", str(port), cluster=cluster)
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(command, environment, done), name="tunnel", daemon=True)
-    before = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}  # else SSH would outlive this process
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, _exit) for number in heeded}  # else SSH would outlive this process
     keeper.start()
     try:
         yield f"http://127.0.0.1:{port}"

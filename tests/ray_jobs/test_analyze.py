@@ -251,7 +251,7 @@ def test_runs_of_other_settings_are_left_out_and_where_they_ran_makes_none(tmp_p
     )
     for name, sft, device in runs:
         model = context.storage.artifact("models", f"r-{name}").begin()
-        identity = sft.resolved(device).identity(training_seed=0, device=device)
+        identity = sft.resolved(device).identity(training_seed=0, device=device) | ({"kernels": "fused"} if device == "cuda" else {})
         model.seal({"model": context.experiment.model, "sft": json.loads(json.dumps(identity))})
         evaluators = [{"name": "generate"}] if name.endswith("l100_s0") else context.experiment.evaluation.identity()
         scores = context.storage.artifact("scores", f"s-{name}").begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def board(folder: Path) -> list[tuple[int, str, float]]:
         content, start = path.read_bytes(), 0
         while start < len(content):
             size = int.from_bytes(content[start : start + 8], "little")
+            if start + 12 + size + 4 > len(content):
+                break  # the last one, torn
             event = Event.FromString(content[start + 12 : start + 12 + size])
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             start += 12 + size + 4
@@ -51,10 +54,33 @@ def test_a_package_that_is_missing_is_named(module: str, config: dict[str, Any],
 
 
 def test_without_tensorboard_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    for module in ("tensorboardX", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, module, None)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     open_trackers(TrackersConfig(), tmp_path / "tensorboard", "run", {}, []).step(ROWS[0])
-    assert "neither tensorboardX nor tensorboard is installed" in caplog.text
+    assert "no TensorBoard curve: tensorboardX is not installed" in caplog.text
+
+
+ON_A_FULL_DISK = """
+import logging, resource, sys
+from pathlib import Path
+from training.trackers import TrackersConfig, open_trackers
+logging.basicConfig(format="%(message)s")
+trackers = open_trackers(TrackersConfig(), Path(sys.argv[1]), "run", {}, [])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+for step in range(500):
+    trackers.step({"step": step, "loss": 1.0, "lr": 1.0, "tokens": 1})
+trackers.close()
+print("ended")
+"""
+
+
+def test_a_full_disk_ends_the_curve_and_not_the_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path / "tensorboard")], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "ended\n" and done.stderr.count("no TensorBoard curve from step") == 1, done.stderr
+    assert len(board(tmp_path / "tensorboard")) > 10
 
 
 def test_trackers_are_no_part_of_a_runs_name() -> None:

@@ -129,6 +129,8 @@ class TaggerConfig(Config):
         check_transport("tagger llm", self.base_url, extra=self.llm.extra)
         if self.vllm is not None:
             check_transport("tagger llm", None, **{"vllm.engine": self.vllm.engine})
+            if self.endpoint.ask_again:
+                raise ValueError("endpoint.ask_again is for an endpoint: vllm answers each request once")
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -270,6 +270,10 @@ def test_a_call_by_another_than_the_assistant_is_refused_where_it_would_become_t
 def test_a_former_export_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, out = sealed(Storage(str(tmp_path)), ROWS), tmp_path / "out"
     export({"a": artifact, "b": artifact}, "jsonl", str(out))
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "elsewhere")
+    export_file(artifact, str(tmp_path / "link.jsonl"), "jsonl", overwrite=True)
+    assert (tmp_path / "link.jsonl").is_symlink() and (tmp_path / "elsewhere").read_bytes() == (out / "a.jsonl").read_bytes()
     before = {path: path.read_bytes() for path in out.iterdir()}
     written = []
 

@@ -449,7 +449,15 @@ def test_keys_have_no_place_in_a_servers_arguments_and_fields_that_are_none_have
     with pytest.raises(ConfigError, match=r"vllm\.engine\.hf_token looks like a key"):
         parse(TaggerConfig, {"name": "llm", "model": "m", "vllm": {"engine": {"hf_token": "x"}}})
     schema = {"json_schema": {"schema": {"properties": {"token": {"type": "string"}}}}}
-    names = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "prompt_cache_key", "max_tokens", "skip_special_tokens")
+    names = (
+        "stop_token_ids",
+        "allowed_token_ids",
+        "logprob_token_ids",
+        "prompt_cache_key",
+        "max_tokens",
+        "skip_special_tokens",
+        "eos_token",
+    )
     check_transport("judge", None, extra={**dict.fromkeys(names, 1), "response_format": schema}, arguments={"ssl_keyfile": "x"})
 
 

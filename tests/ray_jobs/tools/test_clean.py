@@ -13,7 +13,7 @@ import pytest
 
 from diversity.artifact import Artifact, Storage
 from ray_jobs.job.index import Index
-from ray_jobs.tools.clean import abandoned, main, unnamed
+from ray_jobs.tools.clean import _named, abandoned, main, unnamed
 from ray_jobs.tools.status import main as status
 from tests.storages import Objects, WatchedStorage
 
@@ -45,7 +45,7 @@ def test_only_old_artifacts_that_nobody_names_go(storage: Storage, capsys: pytes
     before = set(Path(storage.uri).rglob("*"))
     assert main([storage.uri]) == 0
     assert set(Path(storage.uri).rglob("*")) == before, "nothing goes without --yes"
-    assert [folder.path.split("/")[1][0] for folder in unnamed(storage)] == ["a", "d", "e"]
+    assert [folder.path.split("/")[1][0] for folder in unnamed(storage, _named(storage))] == ["a", "d", "e"]
     assert main([storage.uri, "--yes"]) == 0
     assert "younger than a day" in capsys.readouterr().out
     left = {folder.relative_to(storage.uri).as_posix() for kind in ("corpus", "datasets") for folder in Path(storage.uri, kind).iterdir()}
@@ -102,7 +102,7 @@ def test_clean_on_an_object_store_keeps_the_folder_that_the_manifest_names(stora
         target.write(pa.table({"x": [1]}))
     targets[1].seal({})
     Index(objects, "e").add("corpus", None, objects.artifact("corpus", "a" * 32))
-    assert {folder.path.rpartition(".")[2] for folder in abandoned(objects)} == {targets[0].writer, targets[2].writer}
+    assert {folder.path.rpartition(".")[2] for folder in abandoned(objects, _named(objects))} == {targets[0].writer, targets[2].writer}
 
 
 def test_a_folder_that_is_no_storage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,3 +200,9 @@ def test_a_tunnel_is_made_again_and_leaves_nothing(
         assert time.monotonic() < deadline, "its SSH goes on"
         time.sleep(0.05)
     assert "ssh: the link is cut" in caplog.text
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with submit.tunnel(Path("cluster.yaml")):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup's wish counts"
+    finally:
+        signal.signal(signal.SIGHUP, before)
