@@ -199,9 +199,8 @@ class Rendering:
         spans = []
         for (start, stop), (following, _) in zip(marked, [*marked[1:], (len(text), 0)], strict=True):
             goes_on = bool(begins) and following < len(text) and not any(stop <= begin <= following for begin in begins)
-            spans.append(
-                (start, stop if goes_on else self._marked_end(text, start, stop))
-            )  # a turn may have several marks; its last one ends it
+            # A turn may have several marks; the last of them ends it.
+            spans.append((start, stop if goes_on else self._marked_end(text, start, stop)))
         turns = [learns(message) for message in messages if message["role"] == "assistant"]
         if all(turns):
             return text, spans

@@ -111,8 +111,9 @@ def open_trackers(config: TrackersConfig, folder: Path, run: str, about: Mapping
 
 
 class _TensorBoard:
-    """A file of events, written within the step. tensorboardX's `SummaryWriter` writes in a thread: a full disk ends that, and a step then
-    waits for ever. A curve that can't be written is no reason to end a run.
+    """A file of events, written within the step; one that can't be written is no reason to end a run.
+
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends: from then on a step would wait for ever.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -79,6 +79,25 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# A mark for the text, one for each call, and one for the end.
+MARKED_TWICE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% for c in m.tool_calls or [] %}{% generation %}{{ '<call>' + c.function.name + c.function.arguments }}{% endgeneration %}"
+    "{% endfor %}"
+    "{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# The system turn is said beside the last question alone (as Mistral's of later versions).
+SYSTEM_LAST = (
+    "{% if messages[0].role == 'system' %}{% set system, said = messages[0].content, messages[1:] %}"
+    "{% else %}{% set said = messages %}{% endif %}"
+    "{% for m in said %}{% if m.role == 'user' %}"
+    "{{ '<|im_start|>' + (system + '\n' if loop.last and system is defined else '') + m.content + '<|im_end|>' }}"
+    "{% else %}{{ ' ' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+
 # The mark holds the header, the end and the line break behind it (as SmolLM3).
 MARKED_WHOLE = (
     "{% for m in messages %}{%- if m.role == 'assistant' -%}"

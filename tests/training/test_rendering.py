@@ -21,8 +21,10 @@ from tests.training.chat_templates import (
     INST,
     MARKED,
     MARKED_ENDLESS,
+    MARKED_TWICE,
     MARKED_WHOLE,
     PASSING,
+    SYSTEM_LAST,
     THINKING,
     TRAILING,
 )
@@ -176,6 +178,20 @@ def test_a_mark_that_holds_header_and_line_break_is_cut_to_the_answer_and_its_en
     encoder, tokenizer = encoder_of(folders, MARKED_WHOLE)
     assert learnt(encoder, tokenizer, CONVERSATION) == ["It is 4.<|im_end|>", "Yes.\n\n    It is.<|im_end|>"]
     assert tokenizer.decode([encoder.end]) == "<|im_end|>" and encoder.ends == (encoder.end,)
+
+
+def test_a_turn_may_have_several_marks(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, MARKED_TWICE)
+    called = {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}
+    assert learnt(encoder, tokenizer, [CONVERSATION[0], called, *CONVERSATION[2:]]) == [
+        'I look.<call>look{"at": "é 1"}<|im_end|>', "Yes.\n\n    It is.<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_a_system_turn_beside_the_last_question_alone_is_said(folders: dict[str, Path]) -> None:
+    encoder, tokenizer = encoder_of(folders, SYSTEM_LAST)
+    system = {"role": "system", "content": "Be brief."}
+    assert "Be brief." in tokenizer.decode(encoder.prompt([system, *CONVERSATION[:3]]))
 
 
 def test_turns_that_a_template_passes_over_are_refused(folders: dict[str, Path]) -> None:

@@ -90,6 +90,19 @@ def test_columns_of_ones_own(columns: dict[str, Any], said: str, tiny_folder: Pa
     assert "\n" not in str(told.value)
 
 
+def test_text_is_text_however_arrow_stores_it(tmp_path: Path) -> None:
+    table = pa.table({"messages": [TURNS, TURNS]})
+    roles = pa.struct([("role", pa.dictionary(pa.int32(), pa.string())), ("content", pa.large_string())])
+    flat = table["messages"].combine_chunks().flatten()
+    turns = pa.StructArray.from_arrays(
+        [flat.field("role").dictionary_encode(), flat.field("content").cast(pa.large_string())], fields=list(roles)
+    )
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, 2, 4], turns)}), tmp_path / "coded.parquet")
+    pq.write_table(table, tmp_path / "plain.parquet")
+    coded, plain = (read_samples(tmp_path / name)["messages"].to_pylist() for name in ("coded.parquet", "plain.parquet"))
+    assert coded == plain
+
+
 def test_samples_that_a_model_has_no_positions_for(gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import GPTJConfig, OPTConfig
 

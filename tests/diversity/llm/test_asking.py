@@ -179,6 +179,37 @@ def test_a_signal_ends_the_asking_and_what_is_under_way_is_booked(serve, tmp_pat
     assert sent <= Budget(BudgetConfig(), storage, "t").requests <= sent + 2
 
 
+KEPT_SLOWLY = """
+import sys, threading, time
+from diversity.llm.endpoint import Endpoint, EndpointConfig
+from tests.diversity.llm.test_asking import bodies
+
+kept, lock = [], threading.Lock()
+
+def keep(number, answer):
+    time.sleep(0.2)
+    with lock:
+        kept.append(number)
+
+try:
+    Endpoint(sys.argv[1], EndpointConfig(concurrency=32)).ask(list(bodies(32).values()), keep)
+except KeyboardInterrupt:
+    print(len(kept))
+"""
+
+
+def test_what_is_paid_is_kept_though_keeping_is_slow_and_interrupted(serve):
+    server = serve(lambda prompt, number: (200, {}, completion("x")))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    job = subprocess.Popen([sys.executable, "-c", KEPT_SLOWLY, server.url], env=environment, stdout=subprocess.PIPE, text=True)
+    while len(server.bodies) < 32:
+        assert job.poll() is None
+        time.sleep(0.002)
+    time.sleep(0.1)  # the answers are on their way back
+    job.send_signal(signal.SIGINT)
+    assert int(job.communicate(timeout=60)[0]) >= 31, "at most one was still on the wire"
+
+
 def test_what_is_asked_again_is_asked_once_more_whatever_restarts(serve, tmp_path):
     cut = [True]
     server = serve(lambda prompt, number: (200, {}, completion("x", "length" if cut[0] else "stop")))

@@ -287,6 +287,7 @@ def test_fingerprint_and_key_follow_what_changes_answers():
         ({"name": "llm"}, "needs model"),
         ({"name": "llm", "model": "m"}, "needs one of base_url"),
         ({"name": "llm", "model": "m", "base_url": "http://x", "vllm": {}}, "needs one of base_url"),
+        ({"name": "llm", "model": "m", "vllm": {}, "endpoint": {"ask_again": ["cut"]}}, "ask_again is for an endpoint"),
         ({"name": "llm", "model": "m", "base_url": "127.0.0.1:8000"}, "starts with http"),
         ({"model": "m"}, "keyphrase has no model"),
         ({"base_url": "http://x"}, "keyphrase has no base_url"),
