@@ -124,10 +124,12 @@ def drain(machine: Machine, trial: Trial) -> str:
 
 
 def read_only(machine: Machine, trial: Trial) -> str:
-    """Make the storage read-only for a while."""
+    """Make the storage read-only for a while, for whoever opens a file: a mount that is written to stays, so another lies over it."""
     assert trial.mount
-    subprocess.run(["mount", "-o", "remount,ro", str(trial.mount)], check=False)
-    trial.mend = ["mount", "-o", "remount,rw", str(trial.mount)]
+    place = str(trial.mount)
+    for command in (["--bind", place, place], ["-o", "remount,bind,ro", place]):
+        subprocess.run(["mount", *command], check=True)
+    trial.mend = ["umount", "--lazy", place]
     return "storage is read-only"
 
 
