@@ -150,7 +150,8 @@ def _take_out(context: Context, stage: Heldout) -> pa.Table:
     """Return the samples of `in`, and seal the corpus without them if it isn't yet."""
     config = stage.config.in_
     assert config is not None
-    parts, chosen = stage.ingested.parts(), ray.put(_chosen(context, stage, config))
+    parts = stage.ingested.parts()
+    chosen = ray.put(_chosen(context, stage, config, parts))
     target = None if stage.corpus.sealed else stage.corpus.begin()
     split = ray.remote(_split_part)
     divided = (split.remote(stage.ingested, part, chosen, stage.by, target, number) for number, part in enumerate(parts))
@@ -162,9 +163,9 @@ def _take_out(context: Context, stage: Heldout) -> pa.Table:
     return taken
 
 
-def _chosen(context: Context, stage: Heldout, config: InConfig) -> np.ndarray:
+def _chosen(context: Context, stage: Heldout, config: InConfig, parts: Sequence[str]) -> np.ndarray:
     """Return the groups that are held out: of the early ones if those are enough, else of all."""
-    parts, size, candidates = stage.ingested.parts(), stage.ingested.manifest["samples"], ray.remote(_candidates)
+    size, candidates = stage.ingested.manifest["samples"], ray.remote(_candidates)
     for share in (early_share(config, stage.by, size), 1.0):
         asked = (candidates.remote(stage.ingested, part, config, stage.by, share) for part in parts)
         found = finished("parts asked for candidates", asked, len(parts), at_once=context.workers)

@@ -294,8 +294,9 @@ def table_rows(batch: pa.RecordBatch | pa.Table, first_row: int = 0, mapped: Col
     try:
         cells = [_cells(column) for column in batch.columns]
     except (UnicodeDecodeError, ValueError, OverflowError):
+        needed = {*KNOWN_COLUMNS, *mapped}
         for index in range(batch.num_rows):
-            yield first_row + index, _decoded(batch, index, {*KNOWN_COLUMNS, *mapped})
+            yield first_row + index, _decoded(batch, index, needed)
         return
     for index, values in enumerate(zip(*cells, strict=True)):
         yield first_row + index, dict(zip(names, values, strict=True))

@@ -139,11 +139,11 @@ def refuse_used(path: str, overwrite: bool) -> None:
 @contextmanager
 def _placed(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Yield where a file is to be written: on a local storage aside, so that what is there already stays until all is well."""
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        path = os.path.realpath(path)  # through a link, as writing goes
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    path = os.path.realpath(path) if local else path  # through a link, as writing goes
     folder, name = posixpath.split(path)
     filesystem.create_dir(folder, recursive=True)
-    if not isinstance(filesystem, pafs.LocalFileSystem):
+    if not local:
         yield path
         return
     aside = f"{folder}/.part.{name}"
