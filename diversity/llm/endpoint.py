@@ -147,7 +147,7 @@ class Endpoint:
         keeping = set[asyncio.Task[None]]()
 
         async def hand_over(held: Sequence[Held]) -> None:
-            if not threads:
+            if not (threads and held):
                 keep_all(held)
                 return
             task = asyncio.ensure_future(asyncio.to_thread(keep_all, held))
