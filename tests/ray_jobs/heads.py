@@ -59,12 +59,18 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now; all are held until all are found, so that they differ."""
+    """Return ports that nobody listens on now, above those of Ray's workers and below those that systems lend to outgoing connections.
+
+    One that the system itself hands out could be lent to any other process's connection before the server that it is for has it.
+    """
     with ExitStack() as sockets:
-        held = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in held]
+        found: list[int] = []
+        while len(found) < count:
+            port, one = 20_000 + secrets.randbelow(12_768), sockets.enter_context(socket.socket())
+            with suppress(OSError):
+                one.bind(("", port))
+                found.append(port)
+        return found
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from ray_jobs import answer, judge
 from ray_jobs.job.experiment import load_experiment
 from ray_jobs.job.runtime import Context
 from tests.fault_proxy import FaultProxy
+from tests.ray_jobs.heads import free_ports
 
 TEXTS = ["Write a poem about the sea.", "What is 2 + 2?", "Write a poem about the sea."]
 
@@ -41,9 +41,7 @@ def served(request, tmp_path_factory):
         folder = str(resolve_model("builtin:smollm2-135m", cache_folder()))
     except ModelError as error:
         pytest.skip(str(error))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     log = (tmp_path_factory.mktemp("serve") / "log").open("wb")
     command = [*SERVERS[request.param], folder, "--host", "127.0.0.1", "--port", str(port)]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
