@@ -3,7 +3,7 @@
 The configuration is read here, where its relative paths mean something, and travels with the code in a folder of its own. The log is
 followed until the work ends, and the exit code is the work's. `--up` starts the cluster of a cluster file first, `--down` ends it
 once the work has ended, well or not: what is sealed lies in the storage, and the same command goes on from there. Where it isn't known
-whether the work has ended, the cluster stays.
+whether the work has ended, or other jobs run there, the cluster stays.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ TUNNEL_S = 120.0  # until a head that is up lets its dashboard be reached
 AGENT_S = 120.0  # until a head that has just started takes jobs
 LOST_S = 120.0  # without an answer, after which the head counts as lost
 AGAIN_S = 2.0  # between two tries of a tunnel
+NOT_KNOWN = "it isn't known whether other jobs run there"
 BROKEN = (OSError, RuntimeError, aiohttp.ClientError)  # what the client raises, as it finds no or half an answer
 
 
@@ -140,6 +141,15 @@ def exit_code(status: JobStatus, driver: int | None) -> int:
     return INTERRUPTED if status == JobStatus.STOPPED else 1
 
 
+def others_at_work(client: JobSubmissionClient) -> str:
+    """Return in words which jobs haven't ended on a head, where ours doesn't run; "" if there are none."""
+    try:
+        names = [str(one.submission_id or one.job_id) for one in client.list_jobs() if not one.status.is_terminal()]
+    except BROKEN:
+        return NOT_KNOWN
+    return f"other jobs run there ({', '.join(names)})" if names else ""
+
+
 def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
@@ -162,6 +172,12 @@ def launcher(*arguments: str, cluster: Path) -> None:
     command, environment = ray_command(*arguments, cluster=cluster)
     if code := subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
         raise UserError(f"{' '.join(['ray', *arguments])} ended with {code}")
+
+
+def is_up(cluster: Path) -> bool:
+    """Return whether a cluster's head is set up. Ray's launcher would set it up once more, and end all jobs there."""
+    command, environment = ray_command("get-head-ip", str(cluster), cluster=cluster)
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
 @contextmanager
@@ -231,18 +247,18 @@ def _first(error: BaseException) -> str:
 
 
 def run_there(given: argparse.Namespace, address: str, wait_s: float) -> int:
-    """Submit what the command line asks for to a head, and return the exit code of the work; `given.at_work` is false once it has ended."""
+    """Submit what the command line asks for, and return the exit code of the work; `given.stays` says why the cluster may not end."""
     values = resolved_values(given.config, given.overrides, inside_job=False)
     experiment = load_experiment(given.config, given.overrides, inside_job=False)
     client = connect(address, wait_s)
     name = given.name or f"{experiment.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     with tempfile.TemporaryDirectory(prefix="sft-diversity-") as folder:
         pack(values, Path(folder))
-        given.at_work = True
+        given.stays = "the work may go on"
         try:
             job = send(client, experiment, given.stage, Path(folder), name)
         except Refused:
-            given.at_work = False
+            given.stays = others_at_work(client) if given.down else ""
             raise
     logger.info("%s runs on %s; ray job stop %s ends it", job, address, job)
     if given.detach:
@@ -252,7 +268,7 @@ def run_there(given: argparse.Namespace, address: str, wait_s: float) -> int:
     except KeyboardInterrupt:
         print(f"\nsubmit: {job} goes on; ray job logs -f {job} follows it, ray job stop {job} ends it", file=sys.stderr)
         return INTERRUPTED
-    given.at_work = False
+    given.stays = others_at_work(client) if given.down else ""
     return code
 
 
@@ -264,8 +280,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--stage", default="pipeline", choices=["pipeline", *STAGES], help="one stage in place of all")
     made.add_argument("--address", help="the dashboard's URL (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)")
     made.add_argument("--cluster", type=Path, metavar="FILE", help="a cluster file of `ray up`: its head is reached through SSH")
-    made.add_argument("--up", action="store_true", help="start that cluster first; one that is up already is kept")
-    made.add_argument("--down", action="store_true", help="end that cluster when the work is known to have ended, well or not")
+    made.add_argument("--up", action="store_true", help="start that cluster first; one that is up already is kept as it is")
+    made.add_argument(
+        "--down", action="store_true", help="end that cluster when the work is known to have ended, and no other job runs there"
+    )
     made.add_argument("--name", help="the job's id (default: experiment and time)")
     made.add_argument("--detach", action="store_true", help="return as soon as the job is taken")
     return made
@@ -283,9 +301,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.cluster and not given.cluster.exists():
         raise UserError(f"there is no cluster file {given.cluster}")
     load_experiment(given.config, given.overrides, inside_job=False)  # before anything is paid for
-    given.at_work = False
+    given.stays = ""
     try:
-        if given.up:
+        if given.cluster and is_up(given.cluster):
+            given.stays = NOT_KNOWN if given.down else ""
+        elif given.up:
             launcher("up", "-y", str(given.cluster), cluster=given.cluster)
         if given.cluster and not given.address:
             with tunnel(given.cluster) as address:
@@ -293,8 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             code = run_there(given, given.address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265", 0)
     finally:
-        if given.at_work and given.cluster:
-            print(f"submit: the work may go on, so the cluster stays, and costs; ray down {given.cluster} ends it", file=sys.stderr)
+        if given.stays and given.cluster:
+            print(f"submit: {given.stays}, so the cluster stays, and costs; ray down {given.cluster} ends it", file=sys.stderr)
         elif given.down:
             launcher("down", "-y", str(given.cluster), cluster=given.cluster)
     return code

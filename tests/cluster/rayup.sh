@@ -14,9 +14,11 @@ printf planted-token > "$HOME/.ray/token/auth_token"
 "$moto" -m moto.server -H 127.0.0.1 -p 5599 > "$folder/moto.log" 2>&1 &
 server=$!
 "$moto" "$here/ec2.py" prepare || { kill $server; exit 9; }
+"$ray" get-head-ip "$cluster" > "$folder/before.log" 2>&1; before=$?
 "$ray" up -y --no-config-cache "$cluster" > "$folder/up.log" 2>&1; up=$?
+"$ray" get-head-ip "$cluster" > "$folder/after.log" 2>&1; after=$?
 "$moto" "$here/ec2.py" show > "$folder/ec2.json"
 "$ray" down -y "$cluster" > "$folder/down.log" 2>&1; down=$?
 "$moto" "$here/ec2.py" show > "$folder/ec2-after.json"
 kill $server
-echo "$up $down"
+echo "$before $up $after $down"

@@ -72,14 +72,15 @@ def test_what_a_job_takes_along_is_the_code_and_the_resolved_configuration(tmp_p
 class Dashboard:
     """A head's dashboard, as far as `submit` asks it, on a thread of its own; `away` makes it break every connection."""
 
-    def __init__(self, state: str = "SUCCEEDED", driver: int = 0, refuses: bool = False) -> None:
+    def __init__(self, state: str = "SUCCEEDED", driver: int = 0, refuses: bool = False, other: str = "SUCCEEDED") -> None:
         self.away, self.gone_after_job, self.tails, self.taken = False, False, 0, 0
-        self.state, self.driver, self.refuses = state, driver, refuses
+        self.state, self.driver, self.refuses, self.other = state, driver, refuses, other
         self.loop = asyncio.new_event_loop()
         app = web.Application(middlewares=[self._break])
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/api/packages/{scheme}/{name}", self._package)
         app.router.add_post("/api/jobs/", self._take)
+        app.router.add_get("/api/jobs/", self._list)
         app.router.add_get("/api/jobs/{job}", self._tell)
         app.router.add_get("/api/jobs/{job}/logs/tail", self._tail)
         self.runner = web.AppRunner(app)
@@ -119,9 +120,14 @@ class Dashboard:
             return web.Response(status=500, text="Job with submission_id job already exists.")
         return web.json_response({"job_id": "job", "submission_id": "job"})
 
+    def _job(self, name: str, status: str) -> dict[str, object]:
+        return {"type": "SUBMISSION", "submission_id": name, "status": status, "entrypoint": "x", "driver_exit_code": self.driver}
+
     async def _tell(self, request: web.Request) -> web.Response:
-        told = {"type": "SUBMISSION", "submission_id": "job", "status": self.state, "entrypoint": "x", "driver_exit_code": self.driver}
-        return web.json_response(told)
+        return web.json_response(self._job("job", self.state))
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return web.json_response([self._job("job", self.state), self._job("theirs", self.other)])
 
     async def _tail(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -151,23 +157,48 @@ def test_a_quiet_jobs_connection_may_break(dashboard: Dashboard) -> None:
     assert "".join(written) == "step 1\nstep 2\n" and dashboard.tails == 2
 
 
+OTHER = {"other": "RUNNING"}
+
+
 @pytest.mark.parametrize(
-    ("dashboard", "gone", "code", "down"),
-    [({"state": "FAILED", "driver": 3}, False, 3, True), ({"refuses": True}, False, 1, True), ({}, True, 1, False)],
+    ("dashboard", "gone", "code", "stays"),
+    [
+        ({"state": "FAILED", "driver": 3}, False, 3, ""),
+        ({"refuses": True}, False, 1, ""),
+        ({}, True, 1, "the work may go on"),
+        (OTHER, False, 0, "other jobs run there (theirs)"),
+        ({"refuses": True, **OTHER}, False, 1, "other jobs run there (theirs)"),
+    ],
     indirect=["dashboard"],
-    ids=["ended", "refused", "not known"],
+    ids=["ended", "refused", "not known", "ended beside another", "refused beside another"],
 )
-def test_a_cluster_ends_only_where_the_work_has(
-    dashboard: Dashboard, gone: bool, code: int, down: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("up", [False, True])
+def test_a_cluster_ends_only_where_all_work_has(
+    dashboard: Dashboard, gone: bool, code: int, stays: str, up: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dashboard.gone_after_job = gone
     launched: list[str] = []
     monkeypatch.setattr(submit, "launcher", lambda *arguments, cluster: launched.append(arguments[0]))
+    monkeypatch.setattr(submit, "is_up", lambda cluster: up)
     monkeypatch.setattr(submit, "follow", partial(submit.follow, lost_s=1))
     arguments = [str(CONFIG), "--name", "job", "--address", dashboard.url, "--cluster", "cluster.yaml", "--up", "--down"]
     assert submit.main(arguments) == code
-    assert launched == ["up", "down"][: 1 + down]
-    assert ("the cluster stays, and costs; ray down cluster.yaml ends it" in capsys.readouterr().err) == (not down)
+    assert launched == [*([] if up else ["up"]), *([] if stays else ["down"])], "what is up is kept, and ends where nobody works"
+    said = capsys.readouterr().err
+    assert (f"submit: {stays}, so the cluster stays, and costs; ray down cluster.yaml ends it" in said) if stays else "stays" not in said
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_a_head_that_does_not_answer_ends_only_where_nobody_else_can_work(
+    up: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(submit, "launcher", lambda *arguments, cluster: launched.append(arguments[0]))
+    monkeypatch.setattr(submit, "is_up", lambda cluster: up)
+    arguments = [str(CONFIG), "--address", "http://127.0.0.1:9", "--cluster", "cluster.yaml", "--up", "--down"]
+    assert submit.main(arguments) == 1
+    assert launched == ([] if up else ["up", "down"])
+    assert (submit.NOT_KNOWN in capsys.readouterr().err) == up
 
 
 LIKE_RAYS = """
