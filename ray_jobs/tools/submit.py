@@ -301,11 +301,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.cluster and not given.cluster.exists():
         raise UserError(f"there is no cluster file {given.cluster}")
     load_experiment(given.config, given.overrides, inside_job=False)  # before anything is paid for
-    given.stays = ""
+    up = given.cluster is not None and is_up(given.cluster)
+    if given.cluster and not (up or given.up or given.address):
+        raise UserError(f"no head of {given.cluster} is up; add --up, which starts one")
+    given.stays = NOT_KNOWN if up and given.down else ""
     try:
-        if given.cluster and is_up(given.cluster):
-            given.stays = NOT_KNOWN if given.down else ""
-        elif given.up:
+        if given.up and not up:
             launcher("up", "-y", str(given.cluster), cluster=given.cluster)
         if given.cluster and not given.address:
             with tunnel(given.cluster) as address:

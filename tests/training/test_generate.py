@@ -197,14 +197,16 @@ def test_draws_repeat_with_their_seed(subject: Subject) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_every_run_is_asked_the_same_whatever_the_order_of_rows(subject: Subject) -> None:
+def test_every_run_is_asked_the_same_whatever_the_order_of_rows(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
     table, few = subject.splits["in"], GenerateConfig(max_samples=3)
     found = prompts(table, subject.encoder, few)
     backwards = prompts(table.take(pa.array(range(len(table)))[::-1]), subject.encoder, few)
     assert [p.sample_id for p in found] == [p.sample_id for p in backwards] and len(found) == 3
     lengths = sorted(len(p.ids) for p in prompts(table, subject.encoder, GenerateConfig()))
-    short = prompts(table, subject.encoder, GenerateConfig(max_prompt_tokens=lengths[2]))
+    with caplog.at_level("INFO"):
+        short = prompts(table, subject.encoder, GenerateConfig(max_prompt_tokens=lengths[2]))
     assert sorted(len(p.ids) for p in short) == [n for n in lengths if n <= lengths[2]]
+    assert f"{len(short)} prompts to ask ({len(lengths) - len(short)} passed over" in caplog.text
     with pytest.raises(ConfigError, match="no split 'outt': did you mean 'out'"):
         evaluate(subject, config(splits=["outt"]), run="r")
 

@@ -124,17 +124,23 @@ def prompts(samples: pa.Table, encoder: ChatEncoder, config: GenerateConfig, *, 
     places = order(priorities(sample_keys(samples["sample_id"]), 0, "evaluate"))
     wanted, groups = config.max_samples or len(places), group_numbers(samples)
     found: list[Prompt] = []
+    passed_over = 0
     for place in places.tolist():
         row = samples.slice(place, 1)
         [messages], [tools] = conversations(row)
+        ids: np.ndarray | None
         try:
             ids = encoder.prompt(asked(messages) if answered else messages, tools)
         except Unrenderable:  # as in `nll`, which leaves the same samples out
+            ids = None
+        if ids is None or len(ids) > config.max_prompt_tokens:
+            passed_over += 1
             continue
-        if len(ids) <= config.max_prompt_tokens:
-            found.append(Prompt(row["sample_id"][0].as_py(), int(groups[place]), ids))
+        found.append(Prompt(row["sample_id"][0].as_py(), int(groups[place]), ids))
         if len(found) == wanted:
             break
+    why = f"passed over: longer than {config.max_prompt_tokens} tokens, or refused by the chat template"
+    logger.info("generate: %d prompts to ask (%d %s)", len(found), passed_over, why)
     return found
 
 

@@ -201,6 +201,13 @@ def test_a_head_that_does_not_answer_ends_only_where_nobody_else_can_work(
     assert (submit.NOT_KNOWN in capsys.readouterr().err) == up
 
 
+def test_a_cluster_that_is_not_up_is_told_of_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = tmp_path / "ssh.yaml"
+    cluster.write_text(Path("cluster/ssh.yaml").read_text("utf-8").replace("cluster_name: sft-diversity", f"cluster_name: {tmp_path.name}"))
+    assert submit.main([str(CONFIG), "--cluster", str(cluster)]) == 1
+    assert f"submit: no head of {cluster} is up; add --up" in capsys.readouterr().err
+
+
 LIKE_RAYS = """
 import pathlib, subprocess, sys
 with subprocess.Popen(["sleep", "60"]) as ssh, pathlib.Path(sys.argv[1]).open("a") as told:
