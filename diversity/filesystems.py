@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import posixpath
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,6 +23,10 @@ from diversity.config import UserError
 
 S3_ATTEMPTS = 10  # pauses of 0.1, 0.2, 0.4 … 25.6 s at most, each cut at random: an outage of 20 s is ridden out
 READINGS = 20  # of a small object that others write at the same time
+AT_ONCE = 16  # small requests
+FEW = 4  # for which no thread is started
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 class StorageError(UserError):
@@ -161,3 +166,12 @@ class Files:
         filesystem, root = self.filesystem()
         if filesystem.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
             filesystem.delete_dir(f"{root}/{path}")
+
+
+def each(function: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
+    """Return what a function returns for each item, in their order: small requests go at once, since the storage may be far away."""
+    held = list(items)
+    if len(held) <= FEW:
+        return [function(item) for item in held]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(function, held))

@@ -25,7 +25,7 @@ from diversity.typings.tokens import WORD, BandConfig
 from diversity.typings.topics import TopicsConfig
 from ray_jobs.report import ReportConfig
 from training.config import SftConfig
-from training.evaluators import EvaluationConfig
+from training.evaluators import EVALUATORS, EvaluationConfig
 from training.ifd import ScorerConfig
 
 USUAL_STAGES = ("ingest", "heldout", "profile_corpus", "build_datasets", "sweep", "analyze")
@@ -146,6 +146,8 @@ class Experiment(Config):
             raise ValueError("regenerate is given: name the stage regenerate after ingest in stages, or set it to null")
         if self.judging is not None and "sweep" in self.stages and "generate" not in [one.name for one in self.evaluation.evaluators]:
             raise ValueError("judging: runs answer by the evaluator generate, so name it in evaluation.evaluators")
+        if self.judging is not None and (same := sorted({judge.name for judge in self.judging.judges} & EVALUATORS.keys())):
+            raise ValueError(f"judging.judges: {same[0]} is an evaluator's name, and in the results a judge's figures stand beside its own")
         for cell in self.cells:
             refuse_control(cell)
         for unit in {typing_parts(typing)[2] for typing in self.typings} - self.tokenizers.keys() - {WORD}:

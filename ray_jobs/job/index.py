@@ -7,19 +7,14 @@ again until it says what the entries say, so that it is whole once the last one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
 from diversity.artifact import Artifact, ArtifactError, Storage
-
-READERS = 16  # entries are small, and the storage may be far away
-FEW = 4
-Item = TypeVar("Item")
-Value = TypeVar("Value")
+from diversity.filesystems import each
 
 
 class Index:
@@ -66,7 +61,7 @@ class Index:
 
     def note(self, kind: str, artifacts: Mapping[Any, Artifact]) -> None:
         """Enter sealed artifacts without making the view: the next to add some does. What is read is the same."""
-        _each(lambda entry: self._enter(kind, entry[0], entry[1].path), artifacts.items())
+        each(lambda entry: self._enter(kind, entry[0], entry[1].path), artifacts.items())
 
     def _enter(self, kind: str, key: str | None, path: str) -> None:
         name = kind if key is None else f"{kind}/{quote(key, safe='@~')}"
@@ -89,13 +84,5 @@ class Index:
         filesystem, root = self.storage.filesystem()
         selector = pafs.FileSelector(f"{root}/{self.entries}", recursive=True, allow_not_found=True)
         files = [info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".json")]
-        found = _each(lambda path: json.loads(self.storage.read_bytes(path.removeprefix(f"{root}/"))), files)
+        found = each(lambda path: json.loads(self.storage.read_bytes(path.removeprefix(f"{root}/"))), files)
         return [(entry["kind"], entry["key"], entry["path"]) for entry in found]
-
-
-def _each(function: Callable[[Item], Value], items: Collection[Item]) -> list[Value]:
-    """Call the function for each, many at once where there are many."""
-    if len(items) <= FEW:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(function, items))

@@ -10,7 +10,6 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +20,11 @@ import pyarrow.compute as pc
 from diversity.artifact import Artifact, Storage
 from diversity.config import load
 from diversity.effects.scores import SCORES_SCHEMA
+from diversity.filesystems import each
 from training.evaluators import EVALUATORS, EvaluatorConfig, SampleFigures
 
 logger = logging.getLogger(__name__)
 
-READERS = 16
 SCORE_COLUMNS = tuple(SCORES_SCHEMA.names[1:])
 Figures = dict[str, SampleFigures]  # by split
 
@@ -105,8 +104,7 @@ def _compare_all(runs: Sequence[Scored], comparison: EvaluatorConfig) -> Iterato
 
 
 def _each_figures(scores: Any, comparison: EvaluatorConfig) -> list[Figures]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda artifact: sample_figures(artifact, str(comparison.reads)), scores))
+    return each(lambda artifact: sample_figures(artifact, str(comparison.reads)), scores)
 
 
 def sample_figures(scores: Artifact, evaluator: str) -> Figures:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +13,7 @@ from diversity.artifact import Artifact, ArtifactError, Storage
 from diversity.cell import SIDES, Cell
 from diversity.datasets.dataset import read
 from diversity.effects import COVERAGE_SCHEMA, RESULTS_SCHEMA, SOURCES_SCHEMA
+from diversity.filesystems import each
 from diversity.metrics import METRICS_SCHEMA
 from ray_jobs.report.data import CELLS_SCHEMA, Pair, TypeList
 from ray_jobs.report.distinct import distinct_table
@@ -21,12 +21,9 @@ from ray_jobs.report.distinct import distinct_table
 logger = logging.getLogger(__name__)
 
 CELL_METRICS_SCHEMA = METRICS_SCHEMA.append(pa.field("cell", pa.string()))
-READERS = 16  # manifests are small and storage may be far away
 SHOWN_SAMPLES = 3
 SHOWN_CHARACTERS = 320
 SHOWN_TYPES = 24
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,15 @@ def gather(
         differs: in what the run of a manifest of scores is another than is asked for, or ""; such runs are left out.
     """
     datasets = _sealed(storage, entries.get("datasets", {}), [cell.name for cell in cells])
-    manifests = dict(zip(datasets, _each(lambda artifact: artifact.manifest, datasets.values()), strict=True))
+    manifests = dict(zip(datasets, each(lambda artifact: artifact.manifest, datasets.values()), strict=True))
     known = [cell for cell in cells if cell.name in manifests]
     facts = {cell.name: _cell_row(cell, datasets[cell.name], manifests[cell.name]) for cell in known}
     keys = {f"{cell.name}_t{seed}": (cell.name, seed) for cell in known for seed in training_seeds}
     scores = _sealed(storage, entries.get("scores", {}), list(keys))
     metrics = _sealed(storage, entries.get("metrics", {}), list(facts))
     results: list[dict[str, Any]] = []
-    found = list(zip(scores, _each(_manifest_and_rows, scores.values()), strict=True))
-    others = _each(differs, (manifest for _, (manifest, _) in found))
+    found = list(zip(scores, each(_manifest_and_rows, scores.values()), strict=True))
+    others = each(differs, (manifest for _, (manifest, _) in found))
     for (key, (manifest, table)), other in zip(found, others, strict=True):
         name, seed = keys[key]
         if manifest.get("content", manifests[name]["content"]) != manifests[name]["content"]:
@@ -91,7 +88,7 @@ def gather(
     results += [row for name, row in facts.items() if name not in scored]
     order = {name: i for i, name in enumerate(facts)}
     results.sort(key=lambda row: order[row["cell"]])
-    measured = zip(metrics, _each(_manifest_and_rows, metrics.values()), strict=True)
+    measured = zip(metrics, each(_manifest_and_rows, metrics.values()), strict=True)
     return Gathered(
         cells=_table(facts.values(), CELLS_SCHEMA),
         coverage=_table(
@@ -112,7 +109,7 @@ def distinct_of(storage: Storage, datasets: Mapping[Cell, Artifact]) -> pa.Table
         storage: where they lie.
         datasets: sealed, by cell.
     """
-    contents = _each(lambda artifact: artifact.manifest.get("content"), datasets.values())
+    contents = each(lambda artifact: artifact.manifest.get("content"), datasets.values())
     rows = [
         {**cell.describe(), "cell": cell.name, "dataset": artifact.path, "content": content}
         for (cell, artifact), content in zip(datasets.items(), contents, strict=True)
@@ -197,17 +194,12 @@ def _cell_row(cell: Cell, dataset: Artifact, manifest: Mapping[str, Any]) -> dic
 def _sealed(storage: Storage, entries: Mapping[str, str], keys: Iterable[str]) -> dict[str, Artifact]:
     """Return the artifacts of those keys that the index has and that are sealed."""
     named = {key: storage.at(entries[key]) for key in keys if key in entries}
-    sealed = _each(lambda artifact: artifact.sealed, named.values())
+    sealed = each(lambda artifact: artifact.sealed, named.values())
     return {key: artifact for (key, artifact), there in zip(named.items(), sealed, strict=True) if there}
 
 
 def _manifest_and_rows(artifact: Artifact) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return artifact.manifest, artifact.read().to_pylist()
-
-
-def _each(function: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(function, items))
 
 
 def _table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

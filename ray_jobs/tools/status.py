@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from diversity.artifact import Artifact, Storage
 from diversity.config import ConfigError
+from diversity.filesystems import each
 from ray_jobs import build_datasets, heldout, profile_corpus
 from ray_jobs.ingest import ingested_artifact
 from ray_jobs.job.experiment import load_experiment
-from ray_jobs.job.index import READERS, Index
+from ray_jobs.job.index import Index
 from ray_jobs.job.journal import Told, jobs, without_credentials
 from ray_jobs.job.runtime import Context, absolute, inside_job, tool
 from ray_jobs.tasks.sealed_runs import other_settings
@@ -51,8 +51,7 @@ def stages(context: Context) -> Iterator[tuple[str, int, int, str]]:
         keys = [f"{cell.name}_t{seed}" for cell in experiment.trained_cells for seed in experiment.sft.training_seeds]
         entered = context.index.read().get("scores", {})
         paths = list({entered[key] for key in keys if key in entered})
-        with ThreadPoolExecutor(READERS) as pool:
-            own = dict(zip(paths, pool.map(lambda path: _is_own(context, path), paths), strict=True))
+        own = dict(zip(paths, each(lambda path: _is_own(context, path), paths), strict=True))
         yield "sweep", sum(own.get(entered.get(key), False) for key in keys), len(keys), "scored runs"
 
 

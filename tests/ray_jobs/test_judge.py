@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from diversity.config import ConfigError
 from diversity.judging.verdicts import OUTCOMES
 from diversity.llm.budget import BudgetSpent
 from ray_jobs import answer, judge
@@ -247,3 +248,8 @@ def test_what_is_no_verdict_is_counted_by_what_it_is(tmp_path: Path, serve: Any)
     counted = judged(given)["reports"][0]["outcomes"]
     assert all(1 <= counted[name] <= 2 for name in ("too_long", "refused", "cut", "ambiguous"))
     assert sum(counted.values()) == 2 * (N + 10)
+
+
+def test_a_judge_is_not_named_like_an_evaluator(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="judging.judges: nll is an evaluator's name"):
+        context(tmp_path, "http://127.0.0.1:9/v1", judges=["nll"])
