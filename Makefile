@@ -40,9 +40,12 @@ $(VENV)/cluster-tools/node_modules/.bin/s3rver:
 	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/cluster-tools --no-audit --no-fund --loglevel=error s3rver@3.7.1; \
 	  else echo "no npm here: tests that need an S3 server are skipped"; fi
 
-# Real Ray clusters of several nodes on this machine: scaling, faults, files. Linux; what is missing, root or a package, is skipped with a line.
+# Real Ray clusters of several nodes on this machine: scaling, faults, files; then every order of two writers, and every crash point of the
+# stages. Linux; what is missing, root or a package, is skipped with a line.
 cluster-test: install cluster-tools
 	$(BIN)/python -m pytest -p no:cacheprovider -v tests/cluster
+	$(BIN)/python -m benchmarks.interleavings
+	$(BIN)/python -m benchmarks.crash_points
 
 # Random fault x stage x moment on a real cluster of three nodes; prints a table. A trial takes 3 minutes on two busy cores.
 N ?= 10
