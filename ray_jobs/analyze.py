@@ -37,7 +37,7 @@ from ray_jobs.tasks.sealed_runs import other_settings
 
 logger = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 
 
 def plan(context: Context) -> Iterator[str]:

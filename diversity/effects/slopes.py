@@ -194,7 +194,7 @@ def _slopes(head: Row, group: Sequence[Row], measured: Measured) -> list[Row]:
     row = {**head, **_resting_on(used), "method": "ols", "note": ONE_SEED if design.kind == "one subset seed" else None}
     if head["predictor"] == "level":
         row |= _shuffled(x, y, design, sizes, generator_for(measured.seed, *(head.get(n) for n in ("kind", *FAMILY, "strategy"))))
-        line, row["se_prompts"] = measured.over_prompts(head, line, units, weights_of(x, design, sizes))
+    line, row["se_prompts"] = measured.over_prompts(head, line, units, weights_of(x, design, sizes))
     ridge = bayesian_ridge(100 * x, y)  # in per cent, as the paper's lines
     ridge_se = 100 * float(np.sqrt(ridge.covariance[0, 0]))
     return [

@@ -131,7 +131,8 @@ def _spread(rows: Sequence[Row]) -> Table:
     for row in rows:
         if row["kind"] == "spread":
             groups.setdefault(_arm(row), {})[row["method"]] = row
-    reached = {_arm(row): row for row in rows if row["kind"] == "slope" and row["subset"] == "all" and row["se_prompts"] is not None}
+    slopes = [row for row in rows if row["kind"] == "slope" and row["predictor"] == "level" and row["subset"] == "all"]
+    reached = {_arm(row): row for row in slopes if row["se_prompts"] is not None}
     lines = []
     for (strategy, size, control), found in groups.items():
         figures = [f"{found[name]['estimate']:.2g}" if name in found else "" for name in ("prompts", "training-seed", "subset-seed")]

@@ -367,6 +367,8 @@ def test_errors_over_prompts_are_added_to_the_slope():
     assert wide["se"] == pytest.approx(np.hypot(plain["se"], 0.3)) and wide["se_prompts"] == 0.3 and wide["dof"] > plain["dof"]
     weights = heard[0]
     assert sum(weights[row["run"]] * row["value"] for row in rows) == pytest.approx(plain["estimate"])
+    slopes = [row for row in picked(effects_table(table(rows), prompt_error=error), kind="slope", method="ols") if row["dof"]]
+    assert {row["predictor"] for row in slopes} == {"level", "share", "coverage"} and {row["se_prompts"] for row in slopes} == {0.3}
 
 
 @settings(max_examples=200, deadline=None)
