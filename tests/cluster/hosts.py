@@ -78,6 +78,13 @@ class Hosts:
         """Return on how many machines a raylet runs."""
         return sum(any(_program(pid) == "raylet" for pid in self.pids(name)) for name in self.names)
 
+    def at(self, number: int, command: str) -> subprocess.Popen[bytes]:
+        """Start a command on a machine, as somebody who is logged in there; what it says goes into a file of home."""
+        options = ["-i", self.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        with (self.home / f"at-{number}.log").open("ab") as log:
+            line = ["ssh", *map(str, options), f"root@{self.addresses[number]}", f". ~/.bashrc; {command}"]
+            return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
     def cluster_file(self) -> Path:
         """Write cluster/ssh.yaml for these machines, and return its path: addresses, user and key are theirs, all else is as it stands."""
         text = (ROOT / "cluster" / "ssh.yaml").read_text("utf-8")

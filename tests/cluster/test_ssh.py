@@ -1,8 +1,10 @@
-"""`submit --up --down` with cluster/ssh.yaml on three machines behind real sshd: from no cluster to a finished sweep, and back to none."""
+"""`submit --up --down` with cluster/ssh.yaml on three machines behind real sshd, from no cluster to a finished sweep and back to none; and
+the script of cluster/skypilot.yaml on two of them."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ray_jobs.job.experiment import resolved_values
 from tests.cluster import tiny
 from tests.cluster.ground import PATIENCE
 from tests.cluster.hosts import Hosts, running_hosts
@@ -85,3 +89,36 @@ def test_from_no_cluster_to_a_finished_sweep_and_back(hosts: Hosts, tmp_path: Pa
     assert "submit: other jobs run there (first), so the cluster stays" in also_said.read_text()
     assert "3 of 3 sealed already" in told.read_text() or "0 to do" in told.read_text(), told.read_text()[-3000:]
     assert hosts.token.read_text() not in said.read_text() + also_said.read_text() + told.read_text()
+
+
+def test_the_skypilot_task_on_two_machines(hosts: Hosts, table: Any) -> None:
+    """Its script, as SkyPilot runs it on every node at once; what SkyPilot itself has there is not."""
+    task = yaml.safe_load((ROOT / "cluster" / "skypilot.yaml").read_text("utf-8"))
+    overrides = [*experiment("/storage/runs", Path("/storage"))[1:], RESOURCES]
+    values = resolved_values(ROOT / tiny.CONFIG, overrides, inside_job=False)
+    (hosts.shared / "experiment.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    given = {"CONFIG": "/storage/experiment.yaml", "STORAGE": "/storage/runs", "CORPUS": "/storage/corpus"}
+    nodes = {"SKYPILOT_NODE_IPS": "\n".join(hosts.addresses[:2]), "SKYPILOT_NUM_NODES": "2", "RAY_AUTH_TOKEN": hosts.token.read_text()}
+    running = []
+    try:
+        for rank in range(2):
+            variables = {**task["envs"], **given, **nodes, "SKYPILOT_NODE_RANK": str(rank)}
+            told = " ".join(f"-e {name}={shlex.quote(value)}" for name, value in variables.items())
+            hosts.at(rank, f"docker run --name sky -v /srv/sft-diversity:/storage {told} image bash").wait(60)
+            script = shlex.quote(f"cd {ROOT} && {{ {task['run']}\n}}")
+            running.append(hosts.at(rank, f"docker exec sky bash -c {script}"))
+        head, worker = running
+        wait_for(lambda: tiny.checkpoints(hosts.shared / "runs") or head.poll() is not None, 300 * PATIENCE, "a checkpoint")
+        at_work = hosts.nodes()
+        codes = [head.wait(300 * PATIENCE), worker.wait(120 * PATIENCE)]
+    finally:
+        for process in running:
+            process.kill()
+    ended = time.monotonic()
+    wait_for(lambda: not hosts.nodes(), 120 * PATIENCE, "the worker's raylet, which looks for its head for a minute")
+    said = [(hosts.home / f"at-{rank}.log").read_text() for rank in range(2)]
+    runs = len(tiny.losses(hosts.shared / "runs"))
+    row = {"machines with Ray": at_work, "runs sealed": runs, "exit codes": codes, "then to no Ray, s": time.monotonic() - ended}
+    table("the script of cluster/skypilot.yaml", [row])
+    assert codes == [0, 0], said[0][-3000:] + said[1][-1500:]
+    assert at_work == 2 and runs == 2
