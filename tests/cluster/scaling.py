@@ -153,13 +153,14 @@ def scaling_head(folder: Path, kinds: Mapping[str, Mapping[str, Any]], idle_s: f
     with running_head(options, variables, port) as head:
         watched = folder / "watched.jsonl"
         watched.touch()
-        watcher = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.watch", str(watched)],
-            cwd=ROOT,
-            env={**head.environment, "RAY_ADDRESS": head.address},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with (folder / "watch.log").open("wb") as log:
+            watcher = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.watch", str(watched)],
+                cwd=ROOT,
+                env={**head.environment, "RAY_ADDRESS": head.address},
+                stdout=log,
+                stderr=log,
+            )
         try:
             yield Cloud(head, folder / "provider.jsonl", watched, idle_s)
         finally:

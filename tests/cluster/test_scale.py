@@ -246,6 +246,7 @@ def test_every_panel_of_the_dashboard_is_in_a_scrape(cloud: Cloud, work: dict[st
     done = cloud.head.run(*command, timeout=900 * PATIENCE, RAY_ADDRESS=cloud.head.address)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = {name for sample in cloud.samples if sample["t"] > began for name in sample.get("metrics", ())}
+    assert seen, cloud.watched.with_name("watch.log").read_text()[-3000:]
     board = json.loads((ROOT / "cluster" / "grafana.json").read_text("utf-8"))
     rows = [
         {"panel": panel["title"], "expr": target["expr"], "in a scrape": set(re.findall(r"\bray_\w+", target["expr"])) <= seen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import re
@@ -30,7 +31,7 @@ def scrape() -> list[str]:
     """Return the names of all series that Prometheus would find on the nodes' metrics ports now; no token is asked for."""
     names: set[str] = set()
     for node in ray.nodes():
-        with suppress(OSError):
+        with suppress(OSError, http.client.HTTPException):  # a node may end within its answer
             address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             with urllib.request.urlopen(address, timeout=5) as answer:
                 names |= set(re.findall(r"^([a-z]\w+)[{ ]", answer.read().decode(), re.MULTILINE))
