@@ -178,7 +178,7 @@ def ends_by(cloud: Cloud, command: list[str], storage: Path, how: int | None) ->
         ("success, the driver of the run on a worker", {"more": ["resources.driver_resource=false"]}, None, {0}),
         ("user error", {"more": ["sft.lr=1.0e+30", "sft.clip=null"]}, None, {1}),
         ("wait time-out, too large a run", {"world_size": 3, "wait_s": 15, "more": ["resources.max_gpus=3"]}, None, {3}),
-        ("wait time-out, nodes come late", {"wait_s": 2}, None, {3}),
+        ("wait time-out, nodes come late", {"wait_s": 4}, None, {3}),
         ("SIGINT", {"steps": 400}, signal.SIGINT, {130}),
         ("SIGTERM", {"steps": 400}, signal.SIGTERM, {143}),
         ("SIGKILL", {"steps": 400}, signal.SIGKILL, {-9}),
