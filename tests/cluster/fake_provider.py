@@ -15,9 +15,14 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from spot_fallback import MARKET, SpotFallback  # type: ignore[import-not-found]  # from cluster/, as on a head
 
+SLOW_S = 10
+
 
 class Cloud(FakeMultiNodeProvider):
-    """Starts raylets; `provider.log` names the file of calls, and a file of that name with `.none` says that there is no capacity."""
+    """Starts raylets; `provider.log` names the file of calls.
+
+    A file of that name with `.none` says that there is no capacity, one with `.slow` that machines take their time.
+    """
 
     @property
     def log(self) -> Path:
@@ -36,6 +41,8 @@ class Cloud(FakeMultiNodeProvider):
         if MARKET in node_config or self.log.with_suffix(".none").exists():
             self._tell("refuse", kind, f"{count} {'spot' if MARKET in node_config else 'on demand'}")
             raise NodeLaunchException("InsufficientInstanceCapacity", "there is none", None)
+        if self.log.with_suffix(".slow").exists():
+            time.sleep(SLOW_S)
         before = set(self._nodes)
         super().create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
         for node in sorted(set(self._nodes) - before):
