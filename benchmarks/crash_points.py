@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw = random.Random(given.seed)
         points = sorted(draw.sample(range(len(of_stage)), given.points)) if given.points else list(range(len(of_stage)))
         outcomes, reused, most = Counter[tuple[str, str]](), Counter[str](), 0
-        for point in points:
+        for number, point in enumerate(points):
+            if number and number % 50 == 0:
+                print(f"{number} of {len(points)} points", file=sys.stderr, flush=True)
             second = draw.randrange(len(of_stage)) if given.twice else None
             outcome, seals_before, left = tried(config, folder, point, expected, second)
             outcomes[of_stage[point], outcome] += 1
