@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tests.ray_jobs.heads import BINARIES, ROOT, wait_for
@@ -85,8 +86,9 @@ class Hosts:
             line = ["ssh", *map(str, options), f"root@{self.addresses[number]}", f". ~/.bashrc; {command}"]
             return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    @cached_property
     def cluster_file(self) -> Path:
-        """Write cluster/ssh.yaml for these machines, and return its path: addresses, user and key are theirs, all else is as it stands."""
+        """cluster/ssh.yaml for these machines, written once: addresses, user and key are theirs, all else is as it stands."""
         text = (ROOT / "cluster" / "ssh.yaml").read_text("utf-8")
         for before, after in {
             "head_ip: 192.0.2.10": f"head_ip: {self.addresses[0]}",
@@ -117,6 +119,9 @@ def running_hosts(folder: Path, count: int = 3) -> Iterator[Hosts]:
     hosts.token.write_text(secrets.token_hex(16))
     hosts.token.chmod(0o600)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(hosts.key)], check=True)
+    others = [line for line in Path("/etc/passwd").read_text().splitlines(keepends=True) if not line.startswith("root:")]
+    passwd = "".join(["root:x:0:0::/srv/machine/root:/bin/bash\n", *others])
+    bashrc = f"export PATH={Path(__file__).parent}/machines:$PATH RAY_BINARIES={BINARIES} REPOSITORY={ROOT}\n"
     servers: list[subprocess.Popen[bytes]] = []
 
     def ip(*arguments: str) -> None:
@@ -140,12 +145,8 @@ def running_hosts(folder: Path, count: int = 3) -> Iterator[Hosts]:
             shutil.copy(hosts.key, own / "host_key")
             (own / "host_key").chmod(0o600)
             (own / "sshd_config").write_text(SSHD.format(address=address))
-            passwd = Path("/etc/passwd").read_text().splitlines(keepends=True)
-            others = [line for line in passwd if not line.startswith("root:")]
-            (own / "passwd").write_text("".join(["root:x:0:0::/srv/machine/root:/bin/bash\n", *others]))
-            (own / "root" / ".bashrc").write_text(
-                f"export PATH={Path(__file__).parent}/machines:$PATH RAY_BINARIES={BINARIES} REPOSITORY={ROOT}\n"
-            )
+            (own / "passwd").write_text(passwd)
+            (own / "root" / ".bashrc").write_text(bashrc)
             script = BOOT.format(folder=own, shared=hosts.shared, sshd=sshd)
             with (own / "sshd.log").open("wb") as log:
                 command = ["ip", "netns", "exec", name, "sh", "-c", script]

@@ -45,6 +45,16 @@ class Cloud:
         """Return the provider's calls so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Have the provider behave otherwise for a while: `none` has no capacity, `slow` takes its time (fake_provider.py)."""
+        file = self.log.with_suffix(f".{what}")
+        file.touch()
+        try:
+            yield
+        finally:
+            file.unlink()
+
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Return what the watcher saw so far."""

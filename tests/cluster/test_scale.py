@@ -178,7 +178,7 @@ def ends_by(cloud: Cloud, command: list[str], storage: Path, how: int | None) ->
         ("success, the driver of the run on a worker", {"more": ["resources.driver_resource=false"]}, None, {0}),
         ("user error", {"more": ["sft.lr=1.0e+30", "sft.clip=null"]}, None, {1}),
         ("wait time-out, too large a run", {"world_size": 3, "wait_s": 15, "more": ["resources.max_gpus=3"]}, None, {3}),
-        ("wait time-out, nodes come late", {"wait_s": 4, "late": True}, None, {3}),
+        ("wait time-out, nodes come late", {"wait_s": 4}, None, {3}),
         ("SIGINT", {"steps": 400}, signal.SIGINT, {130}),
         ("SIGTERM", {"steps": 400}, signal.SIGTERM, {143}),
         ("SIGKILL", {"steps": 400}, signal.SIGKILL, {-9}),
@@ -189,17 +189,14 @@ def test_nothing_is_left(
 ) -> None:
     storage = work["folder"] / end.replace(" ", "-")
     shutil.copytree(alone, storage)
-    settings = {name: value for name, value in change.items() if name not in ("more", "late")}
-    slow = cloud.log.with_suffix(".slow")
-    if change.get("late"):
-        slow.touch()
+    settings = {name: value for name, value in change.items() if name != "more"}
+    late = "come late" in end
     began = time.time()
-    with head_held(cloud) if "on a worker" in end else nullcontext():
+    with head_held(cloud) if "on a worker" in end else cloud.told("slow") if late else nullcontext():
         code, said = ends_by(cloud, stage("sweep", work, storage, *change.get("more", []), **settings), storage, how)
-    ended = time.time()
-    if change.get("late"):
-        wait_for(cloud.nodes, 60 * PATIENCE, "the nodes that nobody waits for")
-        slow.unlink()
+        ended = time.time()
+        if late:
+            wait_for(cloud.nodes, 60 * PATIENCE, "the nodes that nobody waits for")
     time.sleep(5)  # nodes that were asked for last may come now
     gone = cloud.wait_for_none((IDLE_S + SLACK_S) * PATIENCE + (TRAIN_ASKS_S if how == signal.SIGKILL else 0))
     asked, groups = left(cloud)
@@ -214,12 +211,8 @@ def test_nothing_is_left(
 def test_without_any_capacity_the_job_says_so(cloud: Cloud, work: dict[str, Path], alone: Path, table: Any) -> None:
     storage = work["folder"] / "no-capacity"
     shutil.copytree(alone, storage)
-    nothing = cloud.log.with_suffix(".none")
-    nothing.touch()
-    try:
+    with cloud.told("none"):
         done = cloud.head.run(*stage("sweep", work, storage, wait_s=20), timeout=300 * PATIENCE, RAY_ADDRESS=cloud.head.address)
-    finally:
-        nothing.unlink()
     said = done.stderr.strip().splitlines()[-1]
     on_demand = [event for event in cloud.events if event["event"] == "create" and event["kind"] == "gpu_worker"]
     table("no capacity", [

@@ -44,7 +44,7 @@ def submitted(hosts: Hosts, name: str, storage: str, *more: str) -> tuple[subpro
     log = hosts.home / f"{name}.log"
     with log.open("wb") as stream:
         given: dict[str, Any] = {"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        return subprocess.Popen([*command, "--cluster", str(hosts.cluster_file()), "--name", name, *more], **given), log
+        return subprocess.Popen([*command, "--cluster", str(hosts.cluster_file), "--name", name, *more], **given), log
 
 
 def experiment(storage: Path | str, shared: Path) -> list[str]:
